@@ -1,0 +1,1 @@
+"""Models: loading them, finding their parts by structure, and seeing their hidden states and attention."""

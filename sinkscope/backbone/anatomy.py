@@ -1,0 +1,204 @@
+"""What a model is made of, found by its structure and transformers' own interfaces, never by its name.
+
+    model (PreTrainedModel)
+      config.get_text_config() ──> the text decoder's config: width, depth, heads
+      the PreTrainedModel inside that holds this config ──> its one ModuleList with `depth` entries: decoder layers
+      the config's image / video token ids ──> visual positions
+      modules with `is_causal` in a layer ──> softmax attention
+
+Works on the meta device, so that looking at a model costs nothing. Not guaranteed: that a layer really passes a
+residual stream of the hidden size on. Capture checks it on the first batch.
+"""
+
+import re
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from sinkscope.errors import UnsupportedModelError
+
+_PLACEHOLDER = re.compile(r"^(image|video)_token_(id|index)$")
+_RESAMPLER = re.compile(r"(^|_)(qformer|resampler|perceiver)(_|$)")
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The parts of a model that sinkscope works with.
+
+    Attributes
+    ----------
+    model_type : str
+        Of the text decoder's config.
+    layers_path : str
+        Path of the decoder layers' ModuleList, e.g. ``model.language_model.layers``.
+    hidden_size, num_layers : int
+        Width of the residual stream, and number of decoder layers.
+    num_heads, num_kv_heads, vocab_size : int or None
+        As the config states them.
+    attention_layers : tuple of bool
+        Which decoder layers hold softmax attention.
+    attention_interface : bool
+        Whether attention goes through transformers' attention interface.
+    multimodal : bool
+        Whether images or videos enter the decoder as visual tokens.
+    placeholder_ids : tuple of int
+        Token ids whose positions carry one visual embedding each.
+    var_refusal : str or None
+        Why VAR cannot apply; None where it can.
+    """
+
+    model_type: str
+    layers_path: str
+    hidden_size: int
+    num_layers: int
+    num_heads: int | None
+    num_kv_heads: int | None
+    vocab_size: int | None
+    attention_layers: tuple[bool, ...]
+    attention_interface: bool
+    multimodal: bool
+    placeholder_ids: tuple[int, ...]
+    var_refusal: str | None
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The fields that name a backbone, as a profile carries them."""
+        return {
+            "model_type": self.model_type,
+            "hidden_size": self.hidden_size,
+            "num_layers": self.num_layers,
+            "num_heads": self.num_heads,
+            "num_kv_heads": self.num_kv_heads,
+            "vocab_size": self.vocab_size,
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, ready for JSON."""
+        return asdict(self)
+
+
+def text_config(model: nn.Module) -> PreTrainedConfig:
+    """The config of the text decoder inside `model`; the same object that its modules hold."""
+    config = getattr(model, "config", None)
+    if not isinstance(config, PreTrainedConfig):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no transformers config; give a transformers model (or a path of one)"
+        )
+    return config.get_text_config(decoder=True)
+
+
+def decoder_layers(model: nn.Module, anatomy: Anatomy) -> nn.ModuleList:
+    """The decoder layers of `model`, in order."""
+    layers = model.get_submodule(anatomy.layers_path)
+    if not isinstance(layers, nn.ModuleList):
+        raise UnsupportedModelError(f"{anatomy.layers_path} of {type(model).__name__} is not a list of decoder layers")
+    return layers
+
+
+def find_anatomy(model: nn.Module) -> Anatomy:
+    """Find the parts of `model`.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If it is an encoder or encoder-decoder, or its decoder layers cannot be told.
+    """
+    config = text_config(model)
+    kind = str(getattr(config, "model_type", type(model).__name__))
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise UnsupportedModelError(f"{kind} is an encoder-decoder model; sinkscope works on decoder-only models")
+    depth, width = getattr(config, "num_hidden_layers", None), getattr(config, "hidden_size", None)
+    if not isinstance(depth, int) or not isinstance(width, int):
+        raise UnsupportedModelError(
+            f"the config of {kind} states no single hidden size and number of layers; sinkscope needs both"
+        )
+    holder_path, holder = _text_decoder(model, config)
+    path = _layers_path(holder, depth, kind)
+    layers_path = f"{holder_path}.{path}" if holder_path else path
+    layers: Any = model.get_submodule(layers_path)
+    whole: Any = model.config
+    placeholders = _placeholder_ids(whole)
+    multimodal = whole is not config and (bool(placeholders) or hasattr(whole, "vision_config"))
+    causal = [module.is_causal for layer in layers for module in layer.modules() if hasattr(module, "is_causal")]
+    # Multimodal decoders may attend both ways inside a picture, so their modules need not call themselves causal.
+    if causal and not any(causal) and not multimodal:
+        raise UnsupportedModelError(f"{kind} is an encoder (its attention is not causal); sinkscope works on decoders")
+    attention_layers = tuple(_has_softmax_attention(layer, config, index) for index, layer in enumerate(layers))
+    interface = bool(getattr(holder, "_supports_attention_backend", False))
+    refusal = None
+    if not multimodal:
+        refusal = f"{kind} has no visual tokens: VAR moves attention to an image, and this model sees none"
+    elif _has_cross_attention(layers):
+        refusal = f"{kind} reads images through cross-attention layers: no visual tokens in the decoder to recycle to"
+    elif any(_RESAMPLER.search(name) for name, _ in model.named_modules() for name in name.split(".")):
+        refusal = f"{kind} compresses images with a resampler: its visual tokens are not patches of the image"
+    elif not placeholders:
+        refusal = f"the config of {kind} names no image token, so visual positions are unknown"
+    elif not any(attention_layers):
+        refusal = f"{kind} has no softmax attention"
+    elif not interface:
+        refusal = f"the attention of {kind} does not go through transformers' attention interface"
+    return Anatomy(
+        model_type=kind,
+        layers_path=layers_path,
+        hidden_size=width,
+        num_layers=depth,
+        num_heads=_count(config, "num_attention_heads"),
+        num_kv_heads=_count(config, "num_key_value_heads") or _count(config, "num_attention_heads"),
+        vocab_size=_count(config, "vocab_size"),
+        attention_layers=attention_layers,
+        attention_interface=interface,
+        multimodal=multimodal,
+        placeholder_ids=placeholders,
+        var_refusal=refusal,
+    )
+
+
+def _text_decoder(model: nn.Module, config: PreTrainedConfig) -> tuple[str, nn.Module]:
+    """The innermost pretrained model that holds the text config: below it there is no vision or audio tower."""
+    holders = [
+        (path, module)
+        for path, module in model.named_modules()
+        if isinstance(module, PreTrainedModel) and module.config is config
+    ]
+    return holders[-1] if holders else ("", model)
+
+
+def _layers_path(holder: nn.Module, depth: int, kind: str) -> str:
+    lists = [
+        (path, module)
+        for path, module in holder.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == depth
+    ]
+    # A list inside another candidate's entries (experts, say) belongs to a layer; it is not the list of layers.
+    paths = {path for path, _ in lists}
+    outer = [(path, module) for path, module in lists if not any(path.startswith(f"{other}.") for other in paths)]
+    if not outer:
+        raise UnsupportedModelError(
+            f"no list of {depth} decoder layers found in {type(holder).__name__} ({kind}); its structure is not a stack"
+        )
+    # Parallel lists occur (norms beside layers); the decoder layers hold most of the parameters.
+    return max(outer, key=lambda entry: sum(parameter.numel() for parameter in entry[1].parameters()))[0]
+
+
+def _has_softmax_attention(layer: nn.Module, config: PreTrainedConfig, index: int) -> bool:
+    kinds = getattr(config, "layer_types", None)
+    if isinstance(kinds, (list, tuple)) and index < len(kinds):
+        return "attention" in str(kinds[index]) and "linear" not in str(kinds[index])
+    return any(hasattr(module, "is_causal") or "Attention" in type(module).__name__ for module in layer.modules())
+
+
+def _has_cross_attention(layers: Any) -> bool:
+    names = {name.rsplit(".", 1)[-1] for layer in layers for name, _ in layer.named_modules()}
+    return any("cross_att" in name or "crossattention" in name for name in names)
+
+
+def _placeholder_ids(config: PreTrainedConfig) -> tuple[int, ...]:
+    found = {value for name, value in vars(config).items() if _PLACEHOLDER.match(name) and isinstance(value, int)}
+    return tuple(sorted(found))
+
+
+def _count(config: PreTrainedConfig, name: str) -> int | None:
+    value = getattr(config, name, None)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None

@@ -1,0 +1,392 @@
+"""A tap on the softmax attention of a text decoder, through transformers' own attention interface.
+
+    with attention_tap(model, anatomy, handler):     the text config names our attention function in place of the kernel
+        model(...)                                   attention layer ──> AttentionCall ──> handler ──> output
+
+The kernel stays the model's own: `AttentionCall.base` runs it unchanged, on the mask that the model makes for it (an
+attention function that is registered without its mask function gets no mask, and silently loses causality). Only the
+config of the text decoder is touched, so vision towers never see the tap; everything is restored on the way out.
+
+Not guaranteed: attention that bypasses transformers' interface, and compiled models, whose graph may hold the kernel by
+its plain name. There the handler is not called, so a caller that depends on it counts its calls.
+"""
+
+import inspect
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from sinkscope.backbone.anatomy import Anatomy, decoder_layers, text_config
+from sinkscope.errors import UnsupportedModelError
+
+Kernel = Callable[..., tuple[Tensor, Tensor | None]]
+
+
+@dataclass
+class AttentionCall:
+    """One call of a layer's attention kernel.
+
+    Attributes
+    ----------
+    layer : int
+        Index of the decoder layer.
+    module : nn.Module
+        The attention module.
+    query : Tensor [B, H, Q, Dh]
+        After rotary embedding.
+    key, value : Tensor [B, Hkv, K, Dh], Tensor [B, Hkv, K, Dv]
+        With what the cache holds; query head h reads key-value head h // (H / Hkv).
+    attention_mask : Tensor [B or 1, 1 or H, Q, >= K] or [B, <= K], BlockMask, or None
+        As the model made it for its kernel: bool (may attend) or float (added), the padding mask of flash attention, or
+        None, which means what the kernel takes it for.
+    scaling : float
+        Factor of the logits.
+    kernel : str
+        Name of the model's kernel, e.g. "sdpa".
+    kwargs : dict
+        What else the kernel is given: dropout, softcap, sliding_window, s_aux.
+    weights : Tensor [B, H, Q, K] or None
+        What the kernel gives back as attention weights once `base` has run (only eager kernels do). A handler may
+        replace it; the model gets what stands here.
+    """
+
+    layer: int
+    module: nn.Module
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    attention_mask: Any
+    scaling: float
+    kernel: str
+    kwargs: dict[str, Any]
+    weights: Tensor | None = None
+    _run: Kernel = field(repr=False, kw_only=True)
+    _below: tuple["Handler", ...] = field(default=(), repr=False, kw_only=True)
+
+    @property
+    def direct(self) -> bool:
+        """Whether `base` runs the kernel and no other tap, so that a handler may also compute the output itself."""
+        return not self._below
+
+    def base(self) -> Tensor:
+        """The output of the model's own kernel, Tensor [B, Q, H, Dv]; taps set earlier see the call first."""
+        if self._below:
+            call = replace(self, _below=self._below[:-1])
+            output = self._below[-1](call)
+            self.weights = call.weights
+            return output
+        output, self.weights = self._run(
+            self.module, self.query, self.key, self.value, self.attention_mask, **self.kwargs
+        )
+        return output
+
+
+Handler = Callable[[AttentionCall], Tensor]
+
+
+class _TapName(str):
+    """The name under which a tapped kernel is registered.
+
+    Model code asks its config for the kernel in two ways: it looks the name up, and it compares it with known names
+    ("sdpa" takes this mask, the others that index). So the name is looked up as our own, and compares equal to the
+    kernel's, which is the kernel that runs. Copies and pickles of a config hold the plain name.
+    """
+
+    base: str
+    users: int
+
+    def __new__(cls, base: str) -> "_TapName":
+        name = super().__new__(cls, f"sinkscope_{base}")
+        name.base, name.users = base, 0
+        return name
+
+    def __eq__(self, other: object) -> bool:
+        return str.__eq__(self, other) is True or self.base == other
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = str.__hash__
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        return str, (self.base,)
+
+
+@dataclass
+class _Site:
+    """A tapped attention module: its layer, its own kernel, and the handlers set on it, the earliest first."""
+
+    layer: int
+    kernel: Kernel
+    handlers: list[Handler] = field(default_factory=list)
+
+
+_SITES: WeakKeyDictionary[nn.Module, _Site] = WeakKeyDictionary()
+
+
+@contextmanager
+def attention_tap(
+    model: nn.Module, anatomy: Anatomy, handler: Handler, layers: Collection[int] | None = None
+) -> Iterator[None]:
+    """Route the attention of the text decoder through `handler`.
+
+    Taps nest, also on one model: the one set last is called first, and its `base` calls the one before.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The model that `anatomy` describes.
+    handler : callable
+        Takes an `AttentionCall` and returns the output, Tensor [B, Q, H, Dv]: `call.base()` or a change of it.
+    layers : collection of int, optional
+        The decoder layers to tap; all by default. The others run their kernel directly.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the model's attention does not go through transformers' attention interface.
+    """
+    modules = _attention_modules(model, anatomy, layers)
+    configs = _configs(model, modules)
+    # Every tap counts separately, even when one handler is set twice.
+    own: Handler = lambda call: handler(call)  # noqa: E731
+    sites: list[tuple[nn.Module, _Site]] = []
+    names: list[tuple[PreTrainedConfig, _TapName]] = []
+    try:
+        for module, layer in modules.items():
+            site = _SITES.get(module)
+            if site is None:
+                site = _Site(layer, _kernel(module, _plain(module.config._attn_implementation)))
+                _SITES[module] = site
+            site.handlers.append(own)
+            sites.append((module, site))
+        for config in configs:
+            names.append((config, _enter_name(config)))
+        yield
+    finally:
+        for config, name in names:
+            _leave_name(config, name)
+        for module, site in sites:
+            site.handlers.remove(own)
+            if not site.handlers:
+                _SITES.pop(module, None)
+
+
+def _attention_modules(model: nn.Module, anatomy: Anatomy, layers: Collection[int] | None) -> dict[Any, int]:
+    """The modules of the decoder layers that call transformers' attention interface, with their layer."""
+    found: dict[Any, int] = {}
+    for index, layer in enumerate(decoder_layers(model, anatomy)):
+        if layers is not None and index not in layers:
+            continue
+        for module in layer.modules():
+            if _caller(type(module)) is None or not hasattr(module, "config"):
+                continue
+            if module in found:
+                raise UnsupportedModelError(
+                    f"layers {found[module]} and {index} of {anatomy.model_type} share one attention module, so its "
+                    "calls cannot be told apart"
+                )
+            found[module] = index
+    if not found and (layers is None or layers):
+        raise UnsupportedModelError(
+            f"the attention of {anatomy.model_type} does not go through transformers' attention interface, so it "
+            "cannot be read or changed; profile it without attention (--no-attention)"
+        )
+    return found
+
+
+def _caller(kind: type) -> Any:
+    """The method of a module class that calls the attention interface, or None."""
+    for owner in kind.__mro__:
+        for method in vars(owner).values():
+            function = inspect.unwrap(method) if callable(method) else None
+            if "ALL_ATTENTION_FUNCTIONS" in getattr(getattr(function, "__code__", None), "co_names", ()):
+                return function
+    return None
+
+
+def _kernel(module: nn.Module, base: str) -> Kernel:
+    """The function that `module` calls under the plain kernel name `base`."""
+    caller = _caller(type(module))
+    names = getattr(caller, "__globals__", {})
+    interface = names.get("ALL_ATTENTION_FUNCTIONS", ALL_ATTENTION_FUNCTIONS)
+    if base in interface:
+        return interface[base]
+    # The eager kernel is not registered: it is the default that the modeling file passes to the interface.
+    eager = [name for name in caller.__code__.co_names if "eager_attention_forward" in name] if caller else []
+    if len(eager) != 1 or not callable(names.get(eager[0])):
+        raise UnsupportedModelError(
+            f"the {base} attention of {type(module).__name__} is not to be found; load the model with "
+            "attn_implementation='sdpa'"
+        )
+    return names[eager[0]]
+
+
+def _configs(model: nn.Module, modules: dict[Any, int]) -> list[PreTrainedConfig]:
+    """The text config, where masks are made, and those that the attention modules hold: mostly one object."""
+    configs = [text_config(model), *(module.config for module in modules)]
+    return list({id(config): config for config in configs}.values())
+
+
+def _plain(name: str) -> str:
+    return name.base if isinstance(name, _TapName) else name
+
+
+def _enter_name(config: PreTrainedConfig) -> _TapName:
+    current = config._attn_implementation
+    if isinstance(current, _TapName):
+        current.users += 1
+        return current
+    name = _TapName(current)
+    name.users = 1
+    AttentionInterface.register(str(name), _tapped(current))
+    if current in ALL_MASK_ATTENTION_FUNCTIONS:
+        AttentionMaskInterface.register(str(name), ALL_MASK_ATTENTION_FUNCTIONS[current])
+    # The empty key sets this config alone; its sub-configs keep what they have.
+    config._attn_implementation = {"": name}
+    return name
+
+
+def _leave_name(config: PreTrainedConfig, name: _TapName) -> None:
+    name.users -= 1
+    # Whoever chose another kernel inside the context keeps it.
+    if name.users == 0 and config._attn_implementation is name:
+        config._attn_implementation = {"": name.base}
+
+
+def _tapped(base: str) -> Kernel:
+    """The attention function registered for the kernel `base`: hands each call to the handlers of its module."""
+
+    def sinkscope_attention(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        site = _SITES.get(module)
+        if site is None:
+            return _kernel(module, base)(module, query, key, value, attention_mask, **kwargs)
+        scaling = kwargs.get("scaling")
+        call = AttentionCall(
+            site.layer,
+            module,
+            query,
+            key,
+            value,
+            attention_mask,
+            query.shape[-1] ** -0.5 if scaling is None else scaling,
+            base,
+            kwargs,
+            _run=site.kernel,
+            _below=tuple(site.handlers[:-1]),
+        )
+        output = site.handlers[-1](call)
+        return output, call.weights
+
+    return sinkscope_attention
+
+
+def attention_weights(call: AttentionCall, heads: slice = slice(None), queries: Tensor | slice = slice(None)) -> Tensor:
+    """Softmax attention weights of chosen query rows, computed beside the kernel.
+
+    Counts in what transformers' kernels know: grouped key-value heads, causality over a cache, padding and sliding
+    windows through the mask, soft-capped logits, position biases, and learned sink logits, whose column is dropped
+    after the softmax.
+
+    Parameters
+    ----------
+    call : AttentionCall
+        The call to look into.
+    heads : slice
+        Query heads.
+    queries : LongTensor [q] or slice
+        Query rows of this call, the same for every sample. Memory grows with their number times K: go in chunks.
+
+    Returns
+    -------
+    Tensor [B, h, q, K], float32
+        Rows sum to 1, less where a learned sink takes its part. Rows that may attend to nothing (padding) are uniform.
+    """
+    query = call.query[:, heads] if heads != slice(None) else call.query
+    if not isinstance(queries, slice) or queries != slice(None):
+        query = query[:, :, queries]
+    logits = _logits(call, query, heads) * call.scaling
+    softcap = call.kwargs.get("softcap")
+    if softcap is not None:
+        logits = torch.tanh(logits / softcap) * softcap
+    bias = call.kwargs.get("position_bias")
+    if bias is not None:
+        logits = logits + _rows(bias, heads, queries)[..., : logits.shape[-1]]
+    mask = _mask(call, heads, queries)
+    if mask is not None and mask.dtype == torch.bool:
+        logits = logits.masked_fill(~mask, torch.finfo(torch.float32).min)
+    elif mask is not None:
+        logits = logits + mask
+    learned = call.kwargs.get("s_aux")
+    if learned is None:
+        return logits.softmax(-1)
+    column = learned.float()[heads].reshape(1, -1, 1, 1).expand(*logits.shape[:3], 1)
+    return torch.cat([logits, column], dim=-1).softmax(-1)[..., :-1]
+
+
+def grouped_matmul(rows: Tensor, shared: Tensor) -> Tensor:
+    """rows [B, H, q, X] times shared [B, Hkv, X, Y], head h with h // (H / Hkv), without repeating `shared`."""
+    batch, heads, count, width = rows.shape
+    groups = shared.shape[1]
+    if heads == groups:
+        return rows @ shared
+    product = rows.reshape(batch, groups, heads // groups * count, width) @ shared
+    return product.reshape(batch, heads, count, -1)
+
+
+def _logits(call: AttentionCall, query: Tensor, heads: slice) -> Tensor:
+    """Unscaled logits in float32; half-precision products would be rounded before the softmax, which no kernel does."""
+    key = call.key
+    if heads != slice(None):
+        group = call.query.shape[1] // key.shape[1]
+        key = key[:, torch.arange(call.query.shape[1])[heads] // group]
+    return grouped_matmul(query.float(), key.float().mT)
+
+
+def _mask(call: AttentionCall, heads: slice, queries: Tensor | slice) -> Tensor | None:
+    """The mask of the chosen rows, [B or 1, h or 1, q, K], bool or added; None where they see every key."""
+    mask, (rows, columns) = call.attention_mask, (call.query.shape[2], call.key.shape[2])
+    if isinstance(mask, Tensor) and mask.ndim == 4:
+        return _rows(mask, heads, queries)[..., :columns]
+    causal = call.kwargs.get("is_causal")
+    causal = getattr(call.module, "is_causal", True) if causal is None else causal
+    flash = "flash" in call.kernel
+    if mask is None and not flash and (rows == 1 or not causal or call.kernel == "eager"):
+        # The eager kernel masks nothing without a mask, sdpa nothing for a single row.
+        return None
+    device = call.query.device
+    row = torch.arange(rows, device=device)[queries][:, None]
+    column = torch.arange(columns, device=device)[None, :]
+    if mask is None and not flash:
+        # sdpa counts rows from the first key on, which is what a prompt on an empty static cache needs.
+        return (column <= row)[None, None]
+    if isinstance(mask, Tensor) or mask is None:
+        row = row + columns - rows
+        visible = (column <= row) if causal else torch.ones_like(column <= row)
+        window = call.kwargs.get("sliding_window")
+        if window is not None and columns > window:
+            visible = visible & (column > row - window)
+        if mask is None:
+            return visible[None, None]
+        padding = nn.functional.pad(mask.bool(), (0, columns - mask.shape[1]))
+        return visible & padding[:, None, None, :]
+    batch = torch.arange(call.query.shape[0], device=device)[:, None, None, None]
+    head = torch.arange(call.query.shape[1], device=device)[heads][None, :, None, None]
+    return mask.mask_mod(batch, head, row[None, None], column[None, None])
+
+
+def _rows(tensor: Tensor, heads: slice, queries: Tensor | slice) -> Tensor:
+    """The chosen heads and rows of a mask or bias [B or 1, 1 or H, Q or 1, >= K]."""
+    if tensor.shape[1] > 1:
+        tensor = tensor[:, heads]
+    return tensor[:, :, queries] if tensor.shape[2] > 1 else tensor

@@ -1,0 +1,33 @@
+"""The errors that users meet.
+
+Every message is one line that says what is wrong and what to do about it. The command line prints it after
+``sinkscope: error:`` and exits with the class's ``exit_code``.
+"""
+
+
+class SinkscopeError(Exception):
+    """A run or a check that failed."""
+
+    exit_code = 1
+
+
+class InputError(SinkscopeError, ValueError):
+    """Wrong use, or an input that cannot be used: a missing file, a malformed value."""
+
+    exit_code = 2
+
+
+class UnsupportedModelError(InputError):
+    """The model's structure does not allow what was asked; the message says why."""
+
+
+class ProfileError(InputError):
+    """A profile that cannot be read, is not valid, or belongs to another backbone."""
+
+
+class StoreError(InputError):
+    """A run file that cannot be read, is damaged, or belongs to another run."""
+
+
+class NonFiniteActivationError(SinkscopeError, ArithmeticError):
+    """A hidden state holds NaN or infinity; the message names the layer, the sample and the dtype."""
