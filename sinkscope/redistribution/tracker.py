@@ -1,0 +1,165 @@
+"""Which tokens a forward pass carries, and which cache they go to.
+
+    the model, and the modules around its decoder layers ──> hooks ──> the outermost one called opens a Step
+    cache object ──> Sequence     held weakly: it goes when the cache goes; a prompt on an empty cache starts afresh
+    cache.reorder_cache, .batch_select_indices, .batch_repeat_interleave ──> Sequence.select
+
+State follows the cache object because that is what decoding strategies reorder, crop and copy.
+"""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary, ref
+
+import torch
+from torch import Tensor, nn
+
+from sinkscope.backbone.anatomy import Anatomy
+from sinkscope.backbone.visual import visual_mask
+from sinkscope.errors import InputError
+from sinkscope.redistribution.state import Sequence, Step
+
+_ELSEWHERE = "run the whole prompt inside var(), so that its sink tokens are known"
+_FOLLOWED = ("reorder_cache", "batch_select_indices", "batch_repeat_interleave")
+
+
+class Tracker:
+    """Follows the forward passes of one model.
+
+    Attributes
+    ----------
+    step : Step or None
+        The forward pass under way.
+    sequence : Sequence or None
+        The tokens of its cache.
+    """
+
+    def __init__(self, model: nn.Module, anatomy: Anatomy, *, every_query: bool) -> None:
+        self.step: Step | None = None
+        self.sequence: Sequence | None = None
+        self._anatomy = anatomy
+        self._every_query = every_query
+        self._owner: nn.Module | None = None
+        self._cache: Any = None
+        self._sequences: WeakKeyDictionary[Any, Sequence] = WeakKeyDictionary()
+        self._names: dict[Any, list[str]] = {}
+        path = anatomy.layers_path.split(".")[:-1]
+        for depth in range(len(path) + 1):
+            module = model.get_submodule(".".join(path[:depth]))
+            names = list(inspect.signature(type(module).forward).parameters)[1:]
+            if "input_ids" in names:
+                self._names[module] = names
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Follow the model inside the context; forget everything after it."""
+        try:
+            with ExitStack() as stack:
+                for module in self._names:
+                    stack.callback(module.register_forward_pre_hook(self._before, with_kwargs=True).remove)
+                    # Called after an exception too, so that the next pass starts clean.
+                    stack.callback(module.register_forward_hook(self._after, always_call=True).remove)
+                yield
+        finally:
+            for cache in list(self._sequences):
+                for name in _FOLLOWED:
+                    vars(cache).pop(name, None)
+            self._sequences.clear()
+            self._close()
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._owner is not None and self._owner is not module:
+            return
+        if args:
+            kwargs = dict(zip(self._names[module], args, strict=False)) | kwargs
+        self._owner = module
+        self._open(
+            kwargs.get("input_ids"),
+            kwargs.get("inputs_embeds"),
+            kwargs.get("attention_mask"),
+            kwargs.get("past_key_values"),
+        )
+
+    def _open(self, ids: Tensor | None, embeddings: Tensor | None, mask: Any, cache: Any) -> None:
+        if cache is not None and not hasattr(cache, "get_seq_length"):
+            raise InputError(f"VAR cannot follow a {type(cache).__name__} cache; pass a transformers Cache")
+        offset = 0 if cache is None else int(cache.get_seq_length())
+        given = ids if ids is not None else embeddings
+        if given is None or (ids is None and offset == 0):
+            raise InputError("VAR finds visual tokens by their ids; pass input_ids, not inputs_embeds")
+        batch, count = given.shape[:2]
+        self._cache = cache
+        if offset == 0:
+            self.sequence = Sequence.empty(batch, given.device)
+        else:
+            self.sequence = self._known(cache, offset, batch)
+            if count == 1:
+                self.step = self.sequence.generated()
+                return
+        valid = torch.ones(batch, count, dtype=torch.bool, device=given.device)
+        if isinstance(mask, Tensor) and mask.ndim == 2:
+            valid = mask[:, : offset + count][:, -count:].to(given.device, torch.bool)
+        visual = visual_mask(self._anatomy, ids) if ids is not None else torch.zeros_like(valid)
+        self.step = self.sequence.prompt(visual, valid, every_query=self._every_query)
+
+    def _known(self, cache: Any, offset: int, batch: int) -> Sequence:
+        sequence = self._sequences.get(cache)
+        if sequence is None or sequence.length < offset:
+            raise InputError(f"the cache holds {offset} tokens that VAR has not seen; {_ELSEWHERE}")
+        if sequence.batch != batch:
+            raise InputError(
+                f"the cache held {sequence.batch} samples and now {batch}, by no way that VAR can follow; {_ELSEWHERE}"
+            )
+        if sequence.length > offset:
+            sequence.truncate(offset)
+        return sequence
+
+    def _after(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self._owner is not module:
+            return
+        if output is not None and self.sequence is not None and self.step is not None:
+            self.sequence.length = self.step.offset + self.step.count
+            cache = self._cache
+            if cache is None:
+                cache = getattr(output, "past_key_values", None)
+            if hasattr(cache, "get_seq_length") and self._sequences.get(cache) is not self.sequence:
+                self._sequences[cache] = self.sequence
+                for name in _FOLLOWED:
+                    if hasattr(type(cache), name):
+                        setattr(cache, name, _Followed(cache, name, self._sequences))
+        self._close()
+
+    def _close(self) -> None:
+        self._owner = self._cache = self.step = self.sequence = None
+
+
+class _Followed:
+    """A method of one cache that also tells the cache's sequence. Copied with the cache, it copies the sequence."""
+
+    def __init__(self, cache: Any, name: str, sequences: WeakKeyDictionary[Any, Sequence]) -> None:
+        # A strong reference would be a cycle, and keep the cache's memory until the garbage collector runs.
+        self._cache = ref(cache)
+        self._name = name
+        self._sequences = sequences
+
+    def __call__(self, argument: Any) -> Any:
+        cache = self._cache()
+        sequence = self._sequences.get(cache)
+        if sequence is not None:
+            if isinstance(argument, int):
+                samples = torch.arange(sequence.batch).repeat_interleave(argument)
+            else:
+                samples = torch.as_tensor(argument)
+                samples = samples.nonzero()[:, 0] if samples.dtype == torch.bool else samples
+            sequence.select(samples)
+        return getattr(type(cache), self._name)(cache, argument)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Followed":
+        original = self._cache()
+        copy = memo.get(id(original))
+        sequence = self._sequences.get(original)
+        if copy is not None and sequence is not None and copy not in self._sequences:
+            self._sequences[copy] = sequence.copy()
+        return _Followed(copy if copy is not None else original, self._name, self._sequences)
