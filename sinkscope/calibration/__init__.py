@@ -1,0 +1,12 @@
+"""Calibration data: embedded texts and generated pictures, and readers for the user's own."""
+
+from sinkscope.calibration.images import default_images, read_images
+from sinkscope.calibration.samples import Sample, fingerprint
+from sinkscope.calibration.texts import default_texts, read_texts
+
+__all__ = ["Sample", "default_images", "default_samples", "default_texts", "fingerprint", "read_images", "read_texts"]
+
+
+def default_samples(images: bool) -> list[Sample]:
+    """The embedded texts, and the generated pictures where the model takes pictures."""
+    return default_texts() + (default_images() if images else [])

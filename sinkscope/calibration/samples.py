@@ -1,0 +1,93 @@
+"""What calibration data are made of, and their fingerprint."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from PIL import Image
+
+from sinkscope.errors import InputError
+
+Picture: TypeAlias = Path | Image.Image
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One calibration sample: a text, or one or more pictures with a prompt.
+
+    Attributes
+    ----------
+    text : str or None
+        The text of a text sample.
+    images : tuple of path or PIL image
+        The pictures of an image sample; empty for a text sample.
+    prompt : str or None
+        What is asked about the pictures.
+    """
+
+    text: str | None = None
+    images: tuple[Picture, ...] = ()
+    prompt: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.text is None) == (not self.images):
+            raise InputError("a calibration sample needs either a text or pictures, and not both")
+
+    def open_images(self) -> list[Image.Image]:
+        """The pictures, decoded, in RGB.
+
+        Raises
+        ------
+        InputError
+            If a picture cannot be read.
+        """
+        return [open_picture(picture) for picture in self.images]
+
+
+def open_picture(picture: Picture) -> Image.Image:
+    """A picture, decoded, in RGB.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read.
+    """
+    if isinstance(picture, Image.Image):
+        return picture.convert("RGB")
+    try:
+        with Image.open(picture) as opened:
+            return opened.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"cannot read the picture {picture} ({reason}); convert it to PNG or remove it") from error
+
+
+def fingerprint(samples: Sequence[Sample]) -> str:
+    """SHA-256 over the contents of the samples in their order, as hexadecimal digits.
+
+    Texts, prompts and pixels count; file names and picture formats do not.
+
+    Raises
+    ------
+    InputError
+        If a picture cannot be read.
+    """
+    digest = hashlib.sha256()
+
+    def add(label: bytes, content: bytes) -> None:
+        # Lengths keep neighbouring fields apart: ("ab", "c") and ("a", "bc") differ.
+        digest.update(label + len(content).to_bytes(8, "big") + content)
+
+    for sample in samples:
+        add(b"text", _bytes(sample.text))
+        add(b"prompt", _bytes(sample.prompt))
+        for image in sample.open_images():
+            add(b"image", f"{image.size}".encode("ascii") + image.tobytes())
+        add(b"end", b"")
+    return digest.hexdigest()
+
+
+def _bytes(text: str | None) -> bytes:
+    return (text or "").encode("utf-8", "surrogatepass")

@@ -1,0 +1,199 @@
+"""From calibration samples to token ids and model inputs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sinkscope.backbone.loading import LoadedModel
+from sinkscope.backbone.visual import visual_mask
+from sinkscope.calibration import Sample
+from sinkscope.errors import InputError
+from sinkscope.store.layout import KIND_SPECIAL, KIND_TEXT, KIND_VISUAL
+
+OTHER_BOS_EVERY = 4
+"""Every fourth text gets the BOS token where the tokenizer would leave it out, and the other way round: sinks move with
+BOS, and thresholds must hold in both cases."""
+
+
+@dataclass(frozen=True)
+class EncodedSample:
+    """A sample as the model sees it: ids int32 [n], kinds uint8 [n], and the pictures' source."""
+
+    ids: NDArray[np.int32]
+    kinds: NDArray[np.uint8]
+    source: Sample | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def has_images(self) -> bool:
+        return self.source is not None
+
+
+def encode(loaded: LoadedModel, samples: Sequence[Sample], max_length: int) -> list[EncodedSample]:
+    """Encode samples in their order; a text longer than `max_length` tokens becomes several pieces.
+
+    Raises
+    ------
+    InputError
+        If there is no tokenizer, a picture is given to a model that takes none, or nothing is left.
+    """
+    if loaded.tokenizer is None:
+        raise InputError(
+            f"{loaded.model_id} has no tokenizer, so texts cannot be encoded; give a folder that holds one"
+        )
+    encoded: list[EncodedSample] = []
+    texts = 0
+    for sample in samples:
+        if sample.text is not None:
+            pieces = encode_text(loaded.tokenizer, sample.text, max_length, texts)
+            texts += len(pieces)
+            encoded += [EncodedSample(ids, token_kinds(loaded, ids)) for ids in pieces]
+        else:
+            ids = image_inputs(loaded, sample)["input_ids"][0].numpy().astype(np.int32)
+            encoded.append(EncodedSample(ids, token_kinds(loaded, ids), sample))
+    if not encoded:
+        raise InputError("the calibration data hold no tokens; give texts or pictures")
+    return encoded
+
+
+def encode_text(tokenizer: Any, text: str, max_length: int, number: int = 0) -> list[NDArray[np.int32]]:
+    """Token ids of a text in pieces of nearly equal length, each with the tokenizer's own special tokens.
+
+    Parameters
+    ----------
+    tokenizer : transformers tokenizer
+    text : str
+    max_length : int
+        Most tokens of a piece.
+    number : int
+        Number of the first piece among all text pieces; decides about BOS, see `OTHER_BOS_EVERY`.
+
+    Returns
+    -------
+    list of int32 [n]
+        Empty for a text without tokens.
+    """
+    plain = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    if not plain:
+        return []
+    before, after = special_frame(tokenizer)
+    bos = tokenizer.bos_token_id
+    room = max(1, max_length - len(before) - len(after) - 1)
+    pieces = []
+    for index, part in enumerate(np.array_split(np.asarray(plain), -(-len(plain) // room))):
+        start = list(before)
+        if (number + index) % OTHER_BOS_EVERY == OTHER_BOS_EVERY - 1 and bos is not None:
+            start = start[1:] if start[:1] == [bos] else [bos, *start]
+        pieces.append(np.array([*start, *part.tolist(), *after], np.int32))
+    return pieces
+
+
+def special_frame(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The special tokens that the tokenizer puts before and after a text by default."""
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = list(tokenizer("a")["input_ids"])
+    for start in range(len(whole) - len(plain) + 1):
+        if whole[start : start + len(plain)] == list(plain):
+            return whole[:start], whole[start + len(plain) :]
+    return [], []
+
+
+def bos_policy(tokenizer: Any) -> dict[str, Any]:
+    """How texts begin, for the run's provenance."""
+    bos = tokenizer.bos_token_id
+    return {
+        "token": tokenizer.bos_token,
+        "default": bos is not None and special_frame(tokenizer)[0][:1] == [bos],
+        "other_every": OTHER_BOS_EVERY if bos is not None else None,
+    }
+
+
+def token_kinds(loaded: LoadedModel, ids: NDArray[np.int32]) -> NDArray[np.uint8]:
+    """Kind of every token, uint8 [n]: text, special, visual."""
+    special = np.isin(ids, np.array(list(loaded.tokenizer.all_special_ids), np.int64))
+    kinds = np.where(special, KIND_SPECIAL, KIND_TEXT).astype(np.uint8)
+    visual = visual_mask(loaded.anatomy, torch.from_numpy(ids.astype(np.int64))[None])[0].numpy()
+    kinds[visual] = KIND_VISUAL
+    return kinds
+
+
+def token_texts(tokenizer: Any, ids: NDArray[np.int32]) -> dict[int, str]:
+    """Text of every distinct id, with the leading space that belongs to the token."""
+    texts = {}
+    for identifier in np.unique(ids).tolist():
+        text = tokenizer.decode([identifier], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        token = tokenizer.convert_ids_to_tokens(identifier)
+        # SentencePiece tokenizers strip the space that starts a decoded text.
+        if isinstance(token, str) and token.startswith("▁") and not text.startswith(" "):
+            text = " " + text
+        texts[identifier] = text
+    return texts
+
+
+def image_inputs(loaded: LoadedModel, sample: Sample) -> dict[str, Any]:
+    """Model inputs of one image sample, as the processor makes them: CPU tensors with batch size 1.
+
+    Raises
+    ------
+    InputError
+        If the model takes no pictures, a picture cannot be read, or the processor refuses it.
+    """
+    processor = loaded.processor
+    if processor is None:
+        raise InputError(f"{loaded.model_id} takes no pictures; leave --images out")
+    pictures, prompt = sample.open_images(), sample.prompt or "Describe the picture."
+    try:
+        if getattr(processor, "chat_template", None):
+            content: list[dict[str, Any]] = [{"type": "image", "image": picture} for picture in pictures]
+            content.append({"type": "text", "text": prompt})
+            features = processor.apply_chat_template(
+                [{"role": "user", "content": content}],
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+            )
+        else:
+            text = image_token(loaded) * len(pictures) + "\n" + prompt
+            features = processor(images=pictures, text=text, return_tensors="pt")
+    except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"the processor of {loaded.model_id} refuses a picture of {pictures[0].size} pixels ({reason}); profile on "
+            "texts alone, or with other --images"
+        ) from error
+    return dict(features)
+
+
+def image_token(loaded: LoadedModel) -> str:
+    """The text that stands for a picture in a prompt."""
+    token = getattr(loaded.processor, "image_token", None)
+    if token is None and loaded.anatomy.placeholder_ids:
+        token = loaded.tokenizer.convert_ids_to_tokens(loaded.anatomy.placeholder_ids[0])
+    if token is None:
+        raise InputError(f"the processor of {loaded.model_id} names no image token; profile on texts alone")
+    return str(token)
+
+
+def model_inputs(loaded: LoadedModel, batch: Sequence[EncodedSample]) -> tuple[dict[str, Any], NDArray[np.bool_]]:
+    """Inputs of one forward pass, and which positions hold tokens, bool [B, T].
+
+    Texts are padded on the right; a batch with pictures holds one sample.
+    """
+    first = batch[0]
+    if first.source is not None:
+        inputs = image_inputs(loaded, first.source)
+        return inputs, np.ones((1, len(first)), bool)
+    lengths = np.array([len(sample) for sample in batch])
+    valid = np.arange(lengths.max()) < lengths[:, None]
+    tokenizer = loaded.tokenizer
+    padding = next((value for value in (tokenizer.pad_token_id, tokenizer.eos_token_id) if value is not None), 0)
+    ids = np.full(valid.shape, padding, np.int64)
+    ids[valid] = np.concatenate([sample.ids for sample in batch])
+    return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(valid.astype(np.int64))}, valid

@@ -1,0 +1,204 @@
+"""Everything about a run that is decided before its first batch: which tokens, in which batches, measured how."""
+
+import hashlib
+import importlib.metadata
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from sinkscope.backbone.loading import LoadedModel
+from sinkscope.calibration import Sample, fingerprint
+from sinkscope.capture.encode import EncodedSample, bos_policy, encode, token_texts
+from sinkscope.capture.sampling import choose_samples, choose_tokens
+from sinkscope.capture.settings import CaptureSettings
+from sinkscope.errors import InputError
+from sinkscope.store.layout import ATTENTION_MEASURED, KIND_NAMES, RunAttributes, RunPlan, TokenTable
+
+
+@dataclass(frozen=True)
+class CapturePlan:
+    """A run before its first batch.
+
+    Attributes
+    ----------
+    run : RunPlan
+        What the run file is made from.
+    samples : tuple of EncodedSample
+        By sample number.
+    batches : tuple of tuples of int
+        Sample numbers of every batch, in the order of computation.
+    attended : frozenset of int
+        Samples whose attention is measured; a batch holds either only such samples or none.
+    """
+
+    run: RunPlan
+    samples: tuple[EncodedSample, ...]
+    batches: tuple[tuple[int, ...], ...]
+    attended: frozenset[int]
+
+
+def make_plan(
+    loaded: LoadedModel, samples: Sequence[Sample], settings: CaptureSettings, attention: str, source: str
+) -> CapturePlan:
+    """Encode the calibration data and decide batches and choices, all of it reproducible.
+
+    Parameters
+    ----------
+    loaded : LoadedModel
+    samples : sequence of Sample
+    settings : CaptureSettings
+    attention : str
+        The run's attribute: "measured", or why it is not.
+    source : str
+        Where the samples come from, for the provenance.
+
+    Raises
+    ------
+    InputError
+        If the samples cannot be encoded, or none is left.
+    """
+    if not samples:
+        raise InputError("there are no calibration samples; give texts or pictures")
+    used = spread(samples, settings.max_samples)
+    encoded = within_budget(encode(loaded, used, settings.max_length), settings)
+    lengths = np.array([len(sample) for sample in encoded])
+    ids = np.concatenate([sample.ids for sample in encoded])
+    tokens = TokenTable(
+        ids,
+        np.concatenate([np.arange(length) for length in lengths]).astype(np.int32),
+        np.repeat(np.arange(len(encoded)), lengths).astype(np.int32),
+        np.concatenate([sample.kinds for sample in encoded]),
+    )
+    attended = choose_attended(encoded, settings) if attention == ATTENTION_MEASURED else frozenset()
+    batches = make_batches(encoded, attended, settings)
+    counts = np.bincount(tokens.kind, minlength=len(KIND_NAMES))
+    attributes = RunAttributes(
+        model_id=loaded.model_id,
+        revision=loaded.revision,
+        backbone=loaded.anatomy.fingerprint(),
+        dtype=str(model_dtype(loaded.model)).removeprefix("torch."),
+        settings={
+            **settings.to_json(),
+            "attention_kernel": str(getattr(getattr(loaded.model, "config", None), "_attn_implementation", None)),
+            "weights": weights_fingerprint(loaded.model),
+        },
+        calibration={
+            "fingerprint": fingerprint(used),
+            "samples": len(encoded),
+            "tokens": len(tokens),
+            "kinds": dict(zip(KIND_NAMES, counts.tolist(), strict=True)),
+            "source": source,
+            "bos": bos_policy(loaded.tokenizer),
+        },
+        seed=settings.seed,
+        versions=versions(),
+        num_layers=loaded.anatomy.num_layers,
+        hidden_size=loaded.anatomy.hidden_size,
+        attention=attention,
+    )
+    run = RunPlan(
+        attributes,
+        tokens,
+        token_texts(loaded.tokenizer, ids),
+        np.array([sample for batch in batches for sample in batch], np.int32),
+        choose_tokens(tokens, settings.sampled_tokens, settings.seed),
+        np.flatnonzero(np.isin(tokens.sample, sorted(attended))).astype(np.int64),
+        settings.top_tokens,
+        min(settings.largest, loaded.anatomy.hidden_size),
+        settings.levels,
+    )
+    return CapturePlan(run, tuple(encoded), batches, attended)
+
+
+def spread(samples: Sequence[Sample], number: int | None) -> list[Sample]:
+    """`number` samples spread evenly over those given, in their order; all where there are no more."""
+    if number is None or number >= len(samples):
+        return list(samples)
+    places = (np.arange(number) + 0.5) * len(samples) / number
+    return [samples[int(place)] for place in places]
+
+
+def within_budget(encoded: list[EncodedSample], settings: CaptureSettings) -> list[EncodedSample]:
+    """A seeded choice of whole samples with at most `max_tokens` tokens together, but at least one sample."""
+    if settings.max_tokens is None:
+        return encoded
+    generator = np.random.default_rng(settings.seed)
+    kept: list[int] = []
+    left = settings.max_tokens
+    for number in generator.permutation(len(encoded)).tolist():
+        if len(encoded[number]) <= left:
+            kept.append(number)
+            left -= len(encoded[number])
+    if not kept:
+        kept = [min(range(len(encoded)), key=lambda number: len(encoded[number]))]
+    return [encoded[number] for number in sorted(kept)]
+
+
+def choose_attended(encoded: Sequence[EncodedSample], settings: CaptureSettings) -> frozenset[int]:
+    """The samples whose attention is measured: seeded, texts and pictures apart, only those with later queries."""
+    chosen: set[int] = set()
+    for images, number in ((False, settings.attention_texts), (True, settings.attention_images)):
+        candidates = [i for i, sample in enumerate(encoded) if sample.has_images == images and len(sample) > 1]
+        chosen |= set(choose_samples(np.array(candidates, np.int64), number, settings.seed).tolist())
+    return frozenset(chosen)
+
+
+def make_batches(
+    encoded: Sequence[EncodedSample], attended: frozenset[int], settings: CaptureSettings
+) -> tuple[tuple[int, ...], ...]:
+    """Texts of similar length together, up to `batch_tokens` with padding; pictures one by one; in a seeded order."""
+    batches: list[tuple[int, ...]] = [(i,) for i, sample in enumerate(encoded) if sample.has_images]
+    for group in (True, False):
+        texts = [i for i, sample in enumerate(encoded) if not sample.has_images and (i in attended) == group]
+        current: list[int] = []
+        for number in sorted(texts, key=lambda i: (-len(encoded[i]), i)):
+            # Sorted down, so the first sample of a batch is its longest.
+            if current and len(encoded[current[0]]) * (len(current) + 1) > settings.batch_tokens:
+                batches.append(tuple(current))
+                current = []
+            current.append(number)
+        if current:
+            batches.append(tuple(current))
+    order = np.random.default_rng(settings.seed).permutation(len(batches))
+    return tuple(batches[i] for i in order)
+
+
+def model_dtype(model: nn.Module) -> torch.dtype:
+    """The floating dtype in which the model computes."""
+    dtype = getattr(model, "dtype", None)
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+
+
+def weights_fingerprint(model: nn.Module, entries: int = 64) -> str:
+    """SHA-256 over a few evenly spaced entries of every parameter, as 16 hexadecimal digits.
+
+    It tells models under one name apart, such as a folder that training has overwritten since.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+        if parameter.is_meta or not parameter.numel():
+            continue
+        flat = parameter.detach().reshape(-1)
+        chosen: NDArray[Any] = flat[:: max(1, flat.numel() // entries)].cpu().contiguous().view(torch.uint8).numpy()
+        digest.update(chosen.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes the numbers."""
+    found = {"python": platform.python_version()}
+    for package in ("sinkscope", "torch", "transformers", "numpy"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "unknown"
+    return found

@@ -1,0 +1,338 @@
+"""Writing a run file, so that it survives a kill at any moment."""
+
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from sinkscope.errors import StoreError
+from sinkscope.store.integrity import CommitRecord, checksum, statistics_checksum
+from sinkscope.store.layout import (
+    JSON_ATTRIBUTES,
+    NUMBER_ATTRIBUTES,
+    STATUS_COMPLETE,
+    RunPlan,
+    SampleRows,
+    Statistics,
+    row_layout,
+    statistics_layout,
+)
+from sinkscope.store.lock import WriterLock
+from sinkscope.store.reader import RunReader
+from sinkscope.store.seal import check_seal, overwrite_attribute
+from sinkscope.store.structure import (
+    create_file,
+    damage_named,
+    normalised,
+    open_file,
+    read_plan,
+    read_record,
+    read_statistics,
+    short_attention,
+    write_statistics,
+)
+
+
+class RunWriter:
+    """Write access to a run file; a context manager. Made by `create` or `resume`.
+
+    What is guaranteed: when the process dies, whenever and however, also inside a write or a flush, the file opens and
+    holds exactly the last committed state, and a resumed run ends with the same bytes in every dataset as an unbroken
+    one. It rests on three things. The file appears under its name only when its structure is whole, and the structure
+    never changes afterwards. Rows of uncommitted samples are overwritten by the run that resumes. Accumulators and
+    commit records have two slots each, of which a commit only touches the one that is not in force; a record carries
+    its own checksum, so a torn one does not count.
+
+    Not guaranteed: that commits survive a power failure (only `complete` waits for the disk); damage from one is found
+    by the checksums.
+    """
+
+    def __init__(self, path: Path, file: h5py.File, lock: WriterLock, plan: RunPlan, record: CommitRecord) -> None:
+        self.path = path
+        self.plan = plan
+        self._file = file
+        self._lock = lock
+        self._record = record
+        self._written = record.samples_done
+        self._seal = check_seal(path)
+        self._spans = {name: plan.spans(name) for name in row_layout(plan)}
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str], plan: RunPlan) -> Self:
+        """Make a new run file.
+
+        Raises
+        ------
+        StoreError
+            If there is a file already, another writer is at work, the folder cannot be written or is too full.
+        """
+        path, plan = Path(path), normalised(plan)
+        lock = WriterLock(path)
+        try:
+            if path.exists():
+                raise StoreError(f"{path} exists already; go on with --resume, or delete it or choose another --run")
+            _check_space(path, plan)
+            partial = path.with_name(f".{path.name}.partial")
+            with _writing(path):
+                create_file(partial, plan)
+                os.replace(partial, path)
+            return cls._open(path, lock)
+        except BaseException:
+            lock.release()
+            raise
+
+    @classmethod
+    def resume(cls, path: str | os.PathLike[str], plan: RunPlan) -> Self:
+        """Go on with the run file at `path`, which must have been made from the same plan.
+
+        Raises
+        ------
+        StoreError
+            If there is no file, it is damaged, another writer is at work, or it belongs to another run; the message
+            then names the first difference with both values.
+        """
+        path = Path(path)
+        lock = WriterLock(path)
+        try:
+            with RunReader(path) as reader:
+                reader.verify()
+            writer = cls._open(path, lock)
+        except BaseException:
+            lock.release()
+            raise
+        try:
+            refuse_difference(path, writer.plan, normalised(plan))
+        except StoreError:
+            writer.close()
+            raise
+        return writer
+
+    @classmethod
+    def _open(cls, path: Path, lock: WriterLock) -> Self:
+        file = open_file(path, "r+")
+        try:
+            with damage_named(path):
+                record = read_record(file)
+                return cls(path, file, lock, read_plan(file, record), record)
+        except StoreError:
+            file.close()
+            raise
+
+    @property
+    def samples_done(self) -> int:
+        """How many samples of the plan's order are committed."""
+        return self._record.samples_done
+
+    @property
+    def is_complete(self) -> bool:
+        return self._record.status == STATUS_COMPLETE
+
+    def statistics(self) -> Statistics:
+        """The committed accumulators, to go on from."""
+        with damage_named(self.path):
+            return read_statistics(self._file, self.plan, self._record)
+
+    def write_sample(self, rows: SampleRows) -> None:
+        """Write the rows of the next sample of the plan's order. They count from the next `commit` on.
+
+        Raises
+        ------
+        StoreError
+            If the disk is full or fails.
+        ValueError
+            If it is not the next sample, or its arrays do not fit the plan.
+        """
+        if self.is_complete or self._written >= self.plan.num_samples:
+            raise ValueError("all samples are written already")
+        expected = int(self.plan.order[self._written])
+        if rows.sample != expected:
+            raise ValueError(f"sample {rows.sample} was written where the plan's order has sample {expected}")
+        with _writing(self.path):
+            for name, (shape, dtype) in row_layout(self.plan).items():
+                start, stop = self._spans[name][rows.sample]
+                array = rows.dataset(name)
+                if start == stop:
+                    continue
+                if array is None or array.shape != (stop - start, *shape[1:]) or array.dtype != np.dtype(dtype):
+                    found = None if array is None else (array.dtype, array.shape)
+                    raise ValueError(f"rows of {name} are {found}, not {dtype} {(stop - start, *shape[1:])}")
+                self._file[name][start:stop] = array
+                self._file[f"checksums/{name}"][rows.sample] = checksum([array])
+        self._written += 1
+
+    def commit(self, statistics: Statistics) -> None:
+        """Commit all samples written so far, with the accumulators over exactly these samples."""
+        self._commit(statistics, self._record.status, self._record.attention)
+
+    def commit_batch(self, rows: Iterable[SampleRows], statistics: Statistics) -> None:
+        """Write the samples of a batch and commit them, whole or not at all."""
+        for sample in rows:
+            self.write_sample(sample)
+        self.commit(statistics)
+
+    def set_attention(self, attention: str) -> None:
+        """Change the attribute `attention`, for a run that finds that it cannot measure it."""
+        self._commit(self.statistics(), self._record.status, short_attention(attention))
+
+    def complete(self, statistics: Statistics) -> None:
+        """Commit the rest, mark the run complete and wait for the disk.
+
+        Raises
+        ------
+        ValueError
+            If samples are missing.
+        """
+        if self.is_complete:
+            return
+        if self._written != self.plan.num_samples:
+            raise ValueError(f"{self.plan.num_samples - self._written} samples are missing")
+        self.commit(statistics)
+        if self._record.slot != 0:  # A finished file has its statistics under /statistics.
+            self.commit(statistics)
+        for _ in range(2):  # Into both slots, so that damage to one later changes nothing.
+            self._commit_record(replace(self._record, sequence=self._record.sequence + 1, status=STATUS_COMPLETE))
+        with _writing(self.path):
+            descriptor = os.open(self.path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+    def close(self) -> None:
+        """Close the file and release the lock. Rows after the last commit do not count."""
+        try:
+            with _writing(self.path):
+                self._file.close()
+        finally:
+            self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _commit(self, statistics: Statistics, status: str, attention: str) -> None:
+        for name, (shape, dtype) in statistics_layout(self.plan).items():
+            array = np.asarray(getattr(statistics, name))
+            if array.shape != shape or array.dtype != np.dtype(dtype):
+                raise ValueError(f"statistics {name} are {array.dtype} {array.shape}, not {dtype} {shape}")
+        slot = 1 - self._record.slot
+        with _writing(self.path):
+            write_statistics(self._file, slot, statistics)
+            self._file.flush()
+        self._commit_record(
+            CommitRecord(
+                self._record.sequence + 1,
+                slot,
+                self._written,
+                self._record.header_checksum,
+                statistics_checksum(statistics),
+                attention,
+                status,
+            )
+        )
+
+    def _commit_record(self, record: CommitRecord) -> None:
+        with _writing(self.path):
+            self._file["progress/record"][record.sequence % 2] = record.encode()
+            self._file.flush()
+            # The attributes repeat the record for other tools; readers here trust the record.
+            for name in ("status", "attention"):
+                if getattr(record, name) != getattr(self._record, name):
+                    overwrite_attribute(self.path, self._seal, name, getattr(record, name))
+        self._record = record
+
+
+def refuse_difference(path: Path, found: RunPlan, wanted: RunPlan) -> None:
+    """Refuse to go on with a file that was made from another plan.
+
+    Raises
+    ------
+    StoreError
+        Naming the first difference, with both values and what to do.
+    """
+    for name, before, now in _pairs(found, wanted):
+        if before != now:
+            raise StoreError(
+                f"{path} is a run with {name} {_shown(before)}, not {_shown(now)}; repeat its settings to resume it, "
+                "or choose another --run"
+            )
+    for name in ("tokens.id", "tokens.position", "tokens.sample", "tokens.kind", "order", "sampled_tokens"):
+        first, second = (_array(plan, name) for plan in (found, wanted))
+        if not np.array_equal(first, second):
+            raise StoreError(
+                f"{path} is a run over other tokens ({name} differ: {len(first)} and {len(second)} entries); repeat "
+                "its tokenizer and calibration data to resume it, or choose another --run"
+            )
+    if not np.array_equal(found.attention_tokens, wanted.attention_tokens):
+        raise StoreError(
+            f"{path} is a run with attention of {len(found.attention_tokens)} tokens, not "
+            f"{len(wanted.attention_tokens)}; repeat its settings to resume it, or choose another --run"
+        )
+
+
+def _pairs(found: RunPlan, wanted: RunPlan) -> Iterable[tuple[str, Any, Any]]:
+    """Name and both values of all that must match, mappings entry by entry."""
+    for name in ("model_id", "revision", "dtype", *NUMBER_ATTRIBUTES, *JSON_ATTRIBUTES):
+        before, now = getattr(found.attributes, name), getattr(wanted.attributes, name)
+        if name == "versions":  # Recorded, but a resume under a patched library is the user's decision.
+            continue
+        if name in JSON_ATTRIBUTES:
+            for key in sorted({*before, *now}):
+                yield f"{name}.{key}", before.get(key), now.get(key)
+        else:
+            yield name, before, now
+    for name in ("top_tokens", "largest", "levels"):
+        yield name, getattr(found, name), getattr(wanted, name)
+
+
+def _array(plan: RunPlan, name: str) -> NDArray[Any]:
+    value: Any = plan
+    for part in name.split("."):
+        value = getattr(value, part)
+    return np.asarray(value)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _check_space(path: Path, plan: RunPlan) -> None:
+    layouts = list(row_layout(plan).values()) + 2 * list(statistics_layout(plan).values())
+    needed = sum(int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize for shape, dtype in layouts)
+    free = shutil.disk_usage(path.parent).free
+    if needed > free:
+        raise StoreError(
+            f"{path} will take {needed / 2**20:.0f} MiB and the disk has {free / 2**20:.0f} MiB left; choose another "
+            "--run or fewer --tokens"
+        )
+
+
+class _writing:
+    """Turns a failing disk inside the block into a `StoreError`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, (OSError, RuntimeError)):
+            reason = " ".join(str(error).split())[:200]
+            raise StoreError(
+                f"cannot write {self.path} ({reason}); free space there, then go on with --resume"
+            ) from error

@@ -1,0 +1,149 @@
+"""Locks, refusals, and runs that are killed at any moment."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from store_runs import make_plan, make_rows, make_statistics
+
+from sinkscope.errors import StoreError
+from sinkscope.store.layout import ROW_DATASETS, STATISTICS_FIELDS, RunPlan
+from sinkscope.store.reader import RunReader
+from sinkscope.store.writer import RunWriter
+
+WRITE = """
+import sys, time
+from store_runs import make_plan, make_rows, make_statistics
+from sinkscope.store.writer import RunWriter
+plan = make_plan(samples=200, width=64)
+path, resume = sys.argv[1], sys.argv[2] == "resume"
+with (RunWriter.resume if resume else RunWriter.create)(path, plan) as writer:
+    print("open", flush=True)
+    for done in range(writer.samples_done, 200):
+        writer.commit_batch([make_rows(plan, int(plan.order[done]))], make_statistics(plan, done + 1))
+    writer.complete(make_statistics(plan, 200))
+"""
+ROOT = Path(__file__).parents[2]
+
+
+def write_all(path: Path, plan: RunPlan) -> None:
+    with RunWriter.create(path, plan) as writer:
+        for done, sample in enumerate(plan.order, start=1):
+            writer.commit_batch([make_rows(plan, int(sample))], make_statistics(plan, done))
+        writer.complete(make_statistics(plan, len(plan.order)))
+
+
+def test_killed_at_random_moments_then_resumed_gives_the_same_datasets(tmp_path: Path) -> None:
+    plan = make_plan(samples=200, width=64)
+    write_all(tmp_path / "whole.h5", plan)
+    path = tmp_path / "killed.h5"
+    moments = random.Random(0)
+    kills = 0
+    for attempt in range(8):
+        mode = "resume" if path.exists() else "create"
+        child = subprocess.Popen(
+            [sys.executable, "-c", WRITE, str(path), mode],
+            stdout=subprocess.PIPE,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parent)])},
+        )
+        assert child.stdout is not None
+        child.stdout.readline()
+        time.sleep(moments.uniform(0, 0.12))
+        child.send_signal(signal.SIGKILL)
+        killed = child.wait() == -signal.SIGKILL
+        child.stdout.close()
+        if not killed:
+            break
+        kills += 1
+        with RunReader(path) as reader:  # Whatever the moment, the file opens and every committed byte is right.
+            reader.verify()
+            done, _ = reader.progress
+            assert int(reader.statistics.count) == 10 * done
+        assert attempt < 8
+    assert kills >= 2
+    with RunWriter.resume(path, plan) as writer:
+        for done in range(writer.samples_done, 200):
+            writer.commit_batch([make_rows(plan, int(plan.order[done]))], make_statistics(plan, done + 1))
+        writer.complete(make_statistics(plan, 200))
+    names = [*ROW_DATASETS, *(f"statistics/{name}" for name in STATISTICS_FIELDS), "tokens/id", "token_text/text"]
+    with h5py.File(tmp_path / "whole.h5") as whole, h5py.File(path) as resumed:
+        for name in names:
+            assert np.asarray(whole[name][()]).tobytes() == np.asarray(resumed[name][()]).tobytes() or (
+                whole[name].dtype == object and list(whole[name]) == list(resumed[name])
+            ), name
+
+
+def test_a_second_writer_is_refused(tmp_path: Path) -> None:
+    path, plan = tmp_path / "run.h5", make_plan()
+    with (
+        RunWriter.create(path, plan),
+        pytest.raises(StoreError, match=rf"being written by another run \(process {os.getpid()}\)"),
+    ):
+        RunWriter.resume(path, plan)
+    with RunWriter.resume(path, plan) as writer:
+        assert writer.samples_done == 0
+
+
+def test_a_stale_lock_does_not_block(tmp_path: Path) -> None:
+    path, plan = tmp_path / "run.h5", make_plan()
+    (tmp_path / "run.h5.lock").write_text("999999")
+    with RunWriter.create(path, plan):
+        assert (tmp_path / "run.h5.lock").read_text() == str(os.getpid())
+
+
+def test_the_lock_is_released_when_opening_fails(tmp_path: Path) -> None:
+    path = tmp_path / "run.h5"
+    path.write_bytes(b"broken")
+    for _ in range(2):
+        with pytest.raises(StoreError, match="no readable run file"):
+            RunWriter.resume(path, make_plan())
+    assert not (tmp_path / "run.h5.lock").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_id": "other"}, "model_id 'tiny', not 'other'"),
+        ({"revision": "main"}, "revision None, not 'main'"),
+        ({"dtype": "bfloat16"}, "dtype 'float32', not 'bfloat16'"),
+        ({"settings": {"seed": 1, "levels": (0.1, 0.5)}}, r"settings\.seed 0, not 1"),
+        ({"calibration": {"fingerprint": "xyz", "tokens": 60}}, r"calibration\.fingerprint 'abc', not 'xyz'"),
+        ({"backbone": {"model_type": "large", "hidden_size": 16}}, r"backbone\.model_type 'tiny', not 'large'"),
+    ],
+)
+def test_resume_names_the_first_difference(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    path = tmp_path / "run.h5"
+    RunWriter.create(path, make_plan()).close()
+    with pytest.raises(StoreError, match=message + ".*; repeat its settings to resume it, or choose another --run"):
+        RunWriter.resume(path, make_plan(**changes))
+    with RunWriter.resume(path, make_plan(versions={"torch": "2"})) as writer:  # Newer libraries are no other run.
+        assert writer.samples_done == 0
+
+
+def test_resume_refuses_other_tokens(tmp_path: Path) -> None:
+    path, plan = tmp_path / "run.h5", make_plan()
+    RunWriter.create(path, plan).close()
+    tokens = replace(plan.tokens, id=plan.tokens.id + 1)
+    with pytest.raises(StoreError, match=r"other tokens \(tokens\.id differ"):
+        RunWriter.resume(path, replace(plan, tokens=tokens))
+    with pytest.raises(StoreError, match="attention of 30 tokens, not 0"):
+        RunWriter.resume(path, replace(plan, attention_tokens=plan.attention_tokens[:0]))
+
+
+def test_a_complete_run_takes_nothing_more(tmp_path: Path) -> None:
+    path, plan = tmp_path / "run.h5", make_plan()
+    write_all(path, plan)
+    with RunWriter.resume(path, plan) as writer:
+        assert writer.is_complete
+        with pytest.raises(ValueError, match="written already"):
+            writer.write_sample(make_rows(plan, 0))
