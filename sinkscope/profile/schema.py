@@ -65,6 +65,12 @@ class SinkDimension(_Part):
     triggers: Annotated[list[Text], Field(max_length=64)] = []
     contrast: NonNegative | None = None
     attention_drawn: Share | None = None
+    fires_on_visual: bool | None = None
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        _check_span(self.first_layer, self.last_layer)
+        return self
 
 
 class RejectedDimension(_Part):
@@ -75,6 +81,11 @@ class RejectedDimension(_Part):
     first_layer: Index | None = None
     last_layer: Index | None = None
 
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        _check_span(self.first_layer, self.last_layer)
+        return self
+
 
 class Tau(_Part):
     """Threshold on phi for the whole backbone, with the interval in which every choice gives the same tokens."""
@@ -83,6 +94,11 @@ class Tau(_Part):
     phi_interval: tuple[NonNegative, NonNegative] | None = None
     energy_share: Share | None = None
     quality: Literal["separated", "overlapping", "unknown"] = "unknown"
+
+    @model_validator(mode="after")
+    def _inside(self) -> Self:
+        _check_interval(self.phi, self.phi_interval)
+        return self
 
 
 class LayerScale(_Part):
@@ -115,8 +131,9 @@ class Band(_Part):
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
-        if self.first_layer > self.last_layer:
-            raise ValueError(f"band ends at layer {self.last_layer}, before it starts at {self.first_layer}")
+        _check_span(self.first_layer, self.last_layer)
+        _check_interval(self.tau_phi, self.tau_phi_interval)
+        _check_interval(self.tau_score, self.tau_score_interval)
         return self
 
     def calibration_at(self, layer: int) -> tuple[float, float] | None:
@@ -192,18 +209,21 @@ class Profile(_Part):
         dims = [entry.dim for entry in self.sink_dimensions]
         if len(set(dims)) != len(dims):
             raise ValueError("sink_dimensions names a dimension twice")
-        if any(dim >= width for dim in dims + [dim for band in self.bands for dim in band.dims]):
+        rejected = self.companion_dimensions + self.all_token_outliers + self.content_dimensions
+        named = dims + [dim for band in self.bands for dim in band.dims] + [entry.dim for entry in rejected]
+        if any(dim >= width for dim in named):
             raise ValueError(f"a dimension is not below the hidden size {width}")
         if any(dim not in dims for band in self.bands for dim in band.dims):
             raise ValueError("a band names a dimension that is not in sink_dimensions")
-        if any(band.last_layer > depth for band in self.bands):
-            raise ValueError(f"a band ends after the last hidden state, {depth}")
+        spanning: list[Band | SinkDimension | RejectedDimension] = [*self.bands, *self.sink_dimensions, *rejected]
+        if any((part.last_layer or 0) > depth for part in spanning):
+            raise ValueError(f"a layer is after the last hidden state, {depth}")
         spans = sorted((band.first_layer, band.last_layer) for band in self.bands)
         if any(after[0] <= before[1] for before, after in pairwise(spans)):
             raise ValueError("two bands overlap")
         ceiling = math.sqrt(width) * (1 + 1e-6)
-        if self.tau is not None and self.tau.phi is not None and self.tau.phi > ceiling:
-            raise ValueError(f"tau.phi {self.tau.phi} is above sqrt(hidden_size), which phi cannot pass")
+        if self.tau is not None and max(self.tau.phi or 0.0, *(self.tau.phi_interval or (0.0, 0.0))) > ceiling:
+            raise ValueError("tau is above sqrt(hidden_size), which phi cannot pass")
         return self
 
     def to_json(self) -> str:
@@ -296,6 +316,19 @@ def _finite(text: str) -> float:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name[:32]} is not a finite number")
+
+
+def _check_span(first: int | None, last: int | None) -> None:
+    if first is not None and last is not None and first > last:
+        raise ValueError(f"it ends at layer {last}, before it starts at {first}")
+
+
+def _check_interval(value: float | None, interval: tuple[float, float] | None) -> None:
+    if interval is None:
+        return
+    low, high = interval
+    if low > high or (value is not None and not low <= value <= high):
+        raise ValueError(f"the threshold {value} is not inside its interval {low} to {high}")
 
 
 def _first_problem(error: Exception) -> str:

@@ -1,0 +1,70 @@
+"""The link between massive tokens and attention: which tokens are attention sinks, and how well a score finds them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sinkscope.discovery.null import Floats
+from sinkscope.discovery.settings import DiscoverySettings
+from sinkscope.store.reader import RunReader
+
+LEAST_JUDGED = 50
+"""With fewer tokens that enough later queries look at, attention says too little and is treated as not measured."""
+
+
+@dataclass(frozen=True)
+class AttentionLink:
+    """Attention drawn by the tokens that can be judged.
+
+    Attributes
+    ----------
+    token : int64 [A]
+        Rows of the token table.
+    drawn : float64 [A, L]
+        Mean attention from later queries. NaN where a layer has no softmax attention.
+    expected : float64 [A, L]
+        What uniform attention would give.
+    value_norm : float64 [A, L]
+    sink : bool [A, L]
+        Whether the token is an attention sink.
+    """
+
+    token: NDArray[np.int64]
+    drawn: Floats
+    expected: Floats
+    value_norm: Floats
+    sink: NDArray[np.bool_]
+
+    @property
+    def num_layers(self) -> int:
+        return int(self.drawn.shape[1])
+
+    def measured(self, layer: int) -> bool:
+        """Whether attention of this layer was measured."""
+        return layer < self.num_layers and not bool(np.isnan(self.drawn[:, layer]).all())
+
+
+def read_link(run: RunReader, settings: DiscoverySettings) -> tuple[AttentionLink | None, str | None]:
+    """The attention of a run, or None with the reason why there is none to go by."""
+    table = run.attention
+    if table is None:
+        return None, run.attributes.attention
+    judged = table.later_queries >= settings.minimum_later_queries
+    if judged.sum() < LEAST_JUDGED:
+        return None, (
+            f"only {int(judged.sum())} tokens have {settings.minimum_later_queries} later queries; give longer texts"
+        )
+    drawn = table.drawn[judged].astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        sink = drawn > settings.attention_sink
+    return (
+        AttentionLink(
+            table.token[judged],
+            drawn,
+            table.expected[judged].astype(np.float64),
+            table.value_norm[judged].astype(np.float64),
+            sink,
+        ),
+        None,
+    )

@@ -1,0 +1,284 @@
+"""Which dimensions are sink dimensions, and in which layers.
+
+peaks ──> p-values per layer ──> Simes over layers, Benjamini-Hochberg over dimensions ──> massive dimensions
+      ──> persistence ──> link to attention ──> energy beside the leading dimension ──> sink | companion | content
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sinkscope.discovery.attention import AttentionLink
+from sinkscope.discovery.null import Floats, benjamini_hochberg, runs, simes, tail_p_values
+from sinkscope.discovery.peaks import Peaks, PeakScores
+from sinkscope.discovery.settings import DiscoverySettings
+from sinkscope.discovery.split import best_split, gap_split
+from sinkscope.discovery.tokens import TokenMagnitudes
+
+KEPT_TOKENS = 0.5
+"""Share of a dimension's top tokens that must still be large in the next layer for it to persist."""
+LEAST_PRESENCE = 0.25
+"""Share of a layer's attention sinks on which a dimension must be among the largest coordinates to be looked at."""
+EXTENSION_P_VALUE = 0.05
+"""A found dimension's layers are extended to neighbours that pass this unadjusted level and the link to attention."""
+
+
+@dataclass
+class Candidate:
+    """A massive dimension on its way through the conditions.
+
+    Attributes
+    ----------
+    dim : int
+    p_value : float
+        Adjusted over dimensions and layers.
+    massive : bool [L+1]
+        Hidden states in which it is massive on few tokens and persists.
+    linked : bool [L+1]
+        Those of them in which its tokens draw attention; all of `massive` where attention was not measured.
+    core : bool [L+1]
+        Those in which it is, besides, a leading dimension of its tokens.
+    link_f1 : float64 [L+1]
+        Agreement of its massive tokens with attention sinks; NaN where attention was not measured.
+    energy_ratio : float64 [L+1]
+        Its energy on its own tokens over the leading linked dimension's; NaN where it is not linked.
+    stability : float
+        Share of bootstraps that find it again.
+    """
+
+    dim: int
+    p_value: float
+    massive: NDArray[np.bool_]
+    linked: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
+    core: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
+    link_f1: Floats = field(default_factory=lambda: np.zeros(0))
+    energy_ratio: Floats = field(default_factory=lambda: np.zeros(0))
+    stability: float = 1.0
+
+
+@dataclass(frozen=True)
+class Massive:
+    """Which of the dimensions that count are massive.
+
+    Attributes
+    ----------
+    dims : int64 [n]
+        At false-discovery rate q over the dimensions that count, most significant first.
+    adjusted : float64 [D]
+        Adjusted p-values; 1 for dimensions that do not count.
+    active : bool [L+1, D]
+        Hidden states in which a dimension is massive, at false-discovery rate q over its own.
+    p_values : float64 [L+1, D]
+        Unadjusted.
+    """
+
+    dims: NDArray[np.int64]
+    adjusted: Floats
+    active: NDArray[np.bool_]
+    p_values: Floats
+
+
+def peak_p_values(scores: PeakScores) -> Floats:
+    """P-value of every dimension and layer, float64 [L+1, D]: the smaller of the two views', doubled (Bonferroni)."""
+    return np.minimum(2 * np.minimum(tail_p_values(scores.energy), tail_p_values(scores.contrast)), 1.0)
+
+
+def massive_dimensions(
+    scores: PeakScores, effect_share: float, settings: DiscoverySettings, counted: NDArray[np.bool_] | None = None
+) -> Massive:
+    """Dimensions with a peak that ordinary dimensions do not reach, and that holds a fair share of its tokens' energy.
+
+    Parameters
+    ----------
+    scores : PeakScores
+        Of all dimensions.
+    effect_share : float
+        The least energy share, among the token's dimensions that are not fellow leading ones, of a massive peak.
+    settings : DiscoverySettings
+        `false_discovery_rate` is used.
+    counted : bool [D], optional
+        The dimensions that passed an independent filter; all by default.
+    """
+    p_values = peak_p_values(scores)
+    counted = np.ones(p_values.shape[1], bool) if counted is None else counted
+    adjusted = np.ones(p_values.shape[1])
+    if counted.any():
+        adjusted[counted] = benjamini_hochberg(simes(p_values, axis=0)[counted])
+    active = benjamini_hochberg(p_values, axis=0) <= settings.false_discovery_rate
+    active &= scores.energy >= np.log(effect_share / (1 - effect_share))
+    found = np.flatnonzero((adjusted <= settings.false_discovery_rate) & active.any(0))
+    return Massive(found[np.argsort(adjusted[found], kind="stable")], adjusted, active, p_values)
+
+
+def persistent(active: NDArray[np.bool_], minimum: int) -> NDArray[np.bool_]:
+    """`active` [n] without its stretches shorter than `minimum`."""
+    kept = np.zeros_like(active)
+    for first, last in runs(active):
+        if last - first + 1 >= minimum:
+            kept[first : last + 1] = True
+    return kept
+
+
+def link_to_attention(link: AttentionLink, magnitudes: TokenMagnitudes, depth: int, width: int) -> Floats:
+    """F1 of every dimension's largest tokens against the attention sinks, float64 [L+1, D].
+
+    The split of the tokens by abs(x[d]) is the best one for the dimension. A dimension that is not among the few
+    largest coordinates of at least a quarter of a layer's attention sinks cannot reach an F1 of 2/3 and counts as
+    0, like every dimension of a layer without attention sinks; NaN where no attention was measured.
+    """
+    agreement = np.full((depth, width), np.nan)
+    for layer in range(depth):
+        if not link.measured(layer):
+            continue
+        agreement[layer] = 0.0
+        sinks = link.token[link.sink[:, layer]]
+        if not len(sinks):
+            continue
+        kept, _ = magnitudes.largest_dims(layer)
+        dims, counts = np.unique(kept[sinks], return_counts=True)
+        for dim in dims[counts >= LEAST_PRESENCE * len(sinks)].tolist():
+            split = best_split(np.abs(magnitudes.values(layer, dim))[link.token], link.sink[:, layer])
+            agreement[layer, dim] = split.f1 if split else 0.0
+    return agreement
+
+
+def find_candidates(
+    peaks: Peaks,
+    magnitudes: TokenMagnitudes,
+    massive: Massive,
+    minimum_run: int,
+) -> tuple[list[Candidate], list[int]]:
+    """Massive dimensions that persist over layers on the same tokens, and those that do not."""
+    lasting: list[Candidate] = []
+    fleeting: list[int] = []
+    for dim in massive.dims.tolist():
+        held = np.zeros(len(massive.active), bool)
+        for stretch in _without_rotation(massive.active[:, dim], dim, peaks, magnitudes):
+            if len(stretch) >= minimum_run:
+                held[stretch] = True
+        if held.any():
+            lasting.append(Candidate(dim, float(massive.adjusted[dim]), held))
+        else:
+            fleeting.append(dim)
+    return lasting, fleeting
+
+
+def _without_rotation(
+    active: NDArray[np.bool_], dim: int, peaks: Peaks, magnitudes: TokenMagnitudes
+) -> list[list[int]]:
+    """Stretches of layers over which the same tokens stay large in the dimension."""
+    stretches: list[list[int]] = []
+    for first, last in runs(active):
+        stretch = [first]
+        for layer in range(first + 1, last + 1):
+            before = peaks.token[layer - 1, dim]
+            now = np.abs(magnitudes.values(layer, dim)[before[before >= 0]])
+            top = peaks.token[layer, dim]
+            usual = np.median(np.abs(magnitudes.values(layer, dim)[top[top >= 0]]))
+            # Half of the way, on a log scale, from the ordinary magnitude to the peak.
+            if np.mean(now >= np.sqrt(usual * min(peaks.typical[layer, dim], usual))) < KEPT_TOKENS:
+                stretches.append(stretch)
+                stretch = []
+            stretch.append(layer)
+        stretches.append(stretch)
+    return stretches
+
+
+def judge_link(
+    candidates: list[Candidate],
+    agreement: Floats | None,
+    p_values: Floats,
+    settings: DiscoverySettings,
+    minimum_run: int,
+) -> None:
+    """Fill in `linked` and `link_f1`: in which layers do a candidate's massive tokens draw the attention?
+
+    Layers next to linked ones are added where the dimension passes the link and is large there too: within a found
+    dimension its extent is no new discovery. Layers between linked ones stay where the dimension is massive, even if
+    its tokens happen to draw less there.
+    """
+    for candidate in candidates:
+        if agreement is None:
+            candidate.link_f1 = np.full(len(p_values), np.nan)
+            candidate.linked = candidate.massive.copy()
+            continue
+        candidate.link_f1 = agreement[:, candidate.dim]
+        strong = np.nan_to_num(candidate.link_f1) >= settings.link_f1
+        linked = candidate.massive & strong
+        reach = (candidate.massive | (p_values[:, candidate.dim] <= EXTENSION_P_VALUE)) & strong
+        for first, last in runs(reach):
+            if linked[first : last + 1].any():
+                linked[first : last + 1] = True
+        for first, last in runs(candidate.massive | linked):
+            inside = np.flatnonzero(linked[first : last + 1])
+            if len(inside):
+                linked[first + inside[0] : first + inside[-1] + 1] = True
+        candidate.linked = persistent(linked, minimum_run)
+
+
+def judge_energy(
+    candidates: list[Candidate],
+    link: AttentionLink | None,
+    magnitudes: TokenMagnitudes,
+    settings: DiscoverySettings,
+    minimum_run: int,
+) -> None:
+    """Fill in `core` and `energy_ratio`.
+
+    A core dimension holds, on its own sink tokens, at least `companion_ratio` of the energy of the leading linked
+    dimension; below that it rides along: a companion.
+    """
+    depth = len(candidates[0].linked) if candidates else 0
+    for candidate in candidates:
+        candidate.energy_ratio = np.full(depth, np.nan)
+    for layer in range(depth):
+        present = [candidate for candidate in candidates if candidate.linked[layer]]
+        if not present:
+            continue
+        energy = {candidate.dim: magnitudes.values(layer, candidate.dim) ** 2 for candidate in present}
+        leading = np.max(list(energy.values()), axis=0)
+        for candidate in present:
+            own = energy[candidate.dim]
+            if link is not None and link.measured(layer):
+                split = best_split(own[link.token], link.sink[:, layer])
+            else:
+                split = gap_split(own)
+            sinks = own >= split.high if split else own >= own.max()
+            candidate.energy_ratio[layer] = float(np.median(own[sinks] / leading[sinks]))
+    for candidate in candidates:
+        with np.errstate(invalid="ignore"):
+            core = candidate.linked & (candidate.energy_ratio >= settings.companion_ratio)
+        candidate.core = persistent(core, minimum_run)
+
+
+def measure_stability(
+    candidates: list[Candidate],
+    peaks: Peaks,
+    num_samples: int,
+    settings: DiscoverySettings,
+    minimum_run: int,
+    effect_share: float,
+    counted: NDArray[np.bool_] | None,
+) -> None:
+    """Fill in `stability`: the share of bootstraps over samples in which the dimension is massive and persists."""
+    if not candidates:
+        return
+    generator = np.random.default_rng(settings.seed)
+    found = np.zeros(len(candidates))
+    for _ in range(settings.bootstraps):
+        weight = np.bincount(generator.integers(0, num_samples, num_samples), minlength=num_samples)
+        again = massive_dimensions(peaks.resampled(weight), effect_share, settings, counted)
+        for index, candidate in enumerate(candidates):
+            lasts = persistent(again.active[:, candidate.dim], minimum_run).any()
+            found[index] += candidate.dim in again.dims and bool(lasts)
+    for index, candidate in enumerate(candidates):
+        candidate.stability = float(found[index] / settings.bootstraps)
+
+
+def all_token_outliers(peaks: Peaks, settings: DiscoverySettings) -> dict[int, NDArray[np.bool_]]:
+    """Dimensions that are large on most tokens, with the hidden states [L+1] in which they are."""
+    p_values = tail_p_values(np.log(np.maximum(peaks.median_share, 1e-12)))
+    found = benjamini_hochberg(simes(p_values, axis=0)) <= settings.false_discovery_rate
+    active = benjamini_hochberg(p_values, axis=0) <= settings.false_discovery_rate
+    return {dim: active[:, dim] for dim in np.flatnonzero(found & active.any(0)).tolist()}

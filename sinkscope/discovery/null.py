@@ -1,0 +1,71 @@
+"""P-values from the bulk of the dimensions, and false-discovery control. Pure functions of arrays."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+SPARED = 8
+"""At least so many top dimensions take no part in fitting the null, because they may be sink dimensions."""
+
+
+def tail_p_values(score: Floats) -> Floats:
+    """P-value of every dimension against the tail of the ordinary dimensions of its layer.
+
+    The scores are logarithms, so a Pareto tail is exponential here: heavy tails are the model, not an exception. The
+    scale comes from the dimensions just below the top (a censored Hill estimate: the top 1 %, and at least 8, count as
+    "at least as large", whatever they are). The p-value is the predictive one, (1 + x / n)^-n, which accounts for the
+    estimate resting on n dimensions only; for n to infinity it is exp(-x).
+
+    Parameters
+    ----------
+    score : float64 [..., D]
+        Log scores; the last axis runs over dimensions.
+
+    Returns
+    -------
+    float64 [..., D]
+        1 for dimensions in the bulk.
+
+    Notes
+    -----
+    Hill, "A simple general approach to inference about the tail of a distribution", Annals of Statistics 3 (1975).
+    """
+    width = score.shape[-1]
+    spared = min(max(SPARED, width // 100), max(1, width // 6))
+    fitted = min(max(20, width // 10), max(2, int(0.6 * width) - spared))
+    order = -np.sort(-score, axis=-1)
+    top, base = order[..., spared : spared + 1], order[..., spared + fitted : spared + fitted + 1]
+    scale = ((order[..., spared : spared + fitted] - base).sum(-1, keepdims=True) + spared * (top - base)) / fitted
+    # A layer of equal scores has no tail; the smallest scale keeps its dimensions from all being outliers.
+    excess = np.maximum(score - base, 0.0) / np.maximum(scale, 1e-3)
+    inside = (spared + fitted) / width
+    return np.where(excess > 0, inside * (1.0 + excess / fitted) ** -fitted, 1.0)
+
+
+def simes(p_values: Floats, axis: int = 0) -> Floats:
+    """One p-value for the hypothesis that no test along `axis` has an effect (Simes 1986); valid where they are
+    positively dependent, as a dimension's layers are."""
+    ordered = np.sort(p_values, axis=axis)
+    count = p_values.shape[axis]
+    shape = [1] * p_values.ndim
+    shape[axis] = count
+    return np.minimum((ordered * count / np.arange(1, count + 1).reshape(shape)).min(axis=axis), 1.0)
+
+
+def benjamini_hochberg(p_values: Floats, axis: int = -1) -> Floats:
+    """Adjusted p-values along `axis`: those at most q are discoveries at false-discovery rate q."""
+    moved = np.moveaxis(p_values, axis, -1)
+    order = np.argsort(moved, axis=-1)
+    count = moved.shape[-1]
+    raw = np.take_along_axis(moved, order, -1) * count / np.arange(1, count + 1)
+    adjusted = np.minimum(np.minimum.accumulate(raw[..., ::-1], axis=-1)[..., ::-1], 1.0)
+    result = np.empty_like(adjusted)
+    np.put_along_axis(result, order, adjusted, -1)
+    return np.moveaxis(result, -1, axis)
+
+
+def runs(active: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """First and last index of every stretch of True in a bool [n]."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], active, [False]]).astype(np.int8)))
+    return [(int(first), int(last) - 1) for first, last in edges.reshape(-1, 2)]

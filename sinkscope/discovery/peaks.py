@@ -1,0 +1,116 @@
+"""The peak statistic: how far a dimension rises above its own bulk, on the token's own scale."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sinkscope.discovery.null import Floats
+from sinkscope.discovery.settings import DiscoverySettings
+from sinkscope.store.reader import RunReader
+
+SMALLEST = 1e-9
+"""Floor under the excess ratio, so that dimensions without any excess have a finite logarithm."""
+
+
+class PeakScores(NamedTuple):
+    """Two views of every dimension's peak, both float64 [L+1, D].
+
+    Attributes
+    ----------
+    energy
+        log(odds * (1 - ordinary / abs(x[d]))^2), where odds are the store's: the energy of x[d] over that of the
+        token's other dimensions, its fellow leading dimensions left out. Only the excess over the dimension's own
+        ordinary magnitude counts, so a dimension that is large on all tokens has none. It does not saturate, however
+        many dimensions are massive.
+    contrast
+        2 log(abs(x[d]) / typical): how far the dimension rises above its own typical magnitude.
+    """
+
+    energy: Floats
+    contrast: Floats
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """Peaks of all dimensions in all hidden states 0..L.
+
+    Attributes
+    ----------
+    token_scores : PeakScores of float64 [L+1, D, K]
+        Of each of the K top tokens, by energy score downwards.
+    sample : int64 [L+1, D, K]
+        Sample of these tokens; one past the last where there is none.
+    token : int64 [L+1, D, K]
+        Row of these tokens in the token table; -1 where there is none.
+    typical : float64 [L+1, D]
+        Median of abs(x[d]) over the sampled tokens.
+    median_share : float64 [L+1, D]
+        Median over the sampled tokens of the energy share.
+    used : int
+        The score of a dimension is the median over so many top tokens.
+    """
+
+    token_scores: PeakScores
+    sample: NDArray[np.int64]
+    token: NDArray[np.int64]
+    typical: Floats
+    median_share: Floats
+    used: int
+
+    @cached_property
+    def scores(self) -> PeakScores:
+        """The scores over all samples."""
+        energy, contrast = (np.median(values[..., : self.used], axis=-1) for values in self.token_scores)
+        return PeakScores(energy, contrast)
+
+    def resampled(self, weight: NDArray[np.int64]) -> PeakScores:
+        """The scores when sample s counts `weight[s]` times."""
+        counted = np.append(weight, 0)[self.sample]
+        reached = np.cumsum(counted, axis=-1) >= self.used / 2
+        place = np.where(reached.any(-1), reached.argmax(-1), self.sample.shape[-1] - 1)[..., None]
+        energy, contrast = (np.take_along_axis(values, place, -1)[..., 0] for values in self.token_scores)
+        return PeakScores(energy, contrast)
+
+
+def measure_peaks(run: RunReader, settings: DiscoverySettings) -> Peaks:
+    """Read the peak statistic of every dimension and layer from a run.
+
+    Parameters
+    ----------
+    run : RunReader
+        An open run file.
+    settings : DiscoverySettings
+        `typical_quantile` and `top_tokens` are used.
+    """
+    statistics, tokens = run.statistics, run.tokens
+    depth, width, kept = statistics.topk_token.shape
+    num_samples = int(tokens.sample.max()) + 1 if len(tokens) else 0
+    used = max(1, min(kept, settings.top_tokens, num_samples))
+    typical, share = np.empty((depth, width)), np.empty((depth, width))
+    energy, contrast = np.empty((depth, width, kept)), np.empty((depth, width, kept))
+    token, sample = (np.empty((depth, width, kept), np.int64) for _ in range(2))
+    for layer in range(depth):
+        rows, states = run.sampled(layer)
+        kept_dim, kept_value, rms = run.largest(layer)
+        magnitude = np.abs(states) * rms[rows, None]
+        ordinary, typical[layer] = np.quantile(magnitude, [settings.typical_quantile, 0.5], axis=0)
+        share[layer] = np.median(states.astype(np.float64) ** 2, axis=0) / width
+        found = statistics.topk_token[layer]
+        odds = statistics.topk_odds[layer].astype(np.float64)
+        peak = np.sqrt(odds / (1.0 + odds) * width) * rms[found]
+        # Exact where the run kept the coordinate, as it does for all that are anywhere near massive.
+        for place in range(kept_dim.shape[1]):
+            kept = kept_dim[found, place] == np.arange(width)[:, None]
+            peak[kept] = np.abs(kept_value[found, place][kept])
+        rise = np.maximum(1.0 - ordinary[:, None] / np.maximum(peak, np.finfo(np.float32).tiny), 0.0)
+        values = np.where(found >= 0, np.log(odds * rise**2 + SMALLEST), np.log(SMALLEST))
+        order = np.argsort(-values, axis=-1, kind="stable")
+        energy[layer] = np.take_along_axis(values, order, -1)
+        rising = 2 * np.log(np.maximum(peak, SMALLEST) / np.maximum(typical[layer], SMALLEST)[:, None])
+        contrast[layer] = np.take_along_axis(np.where(found >= 0, rising, 0.0), order, -1)
+        token[layer] = np.take_along_axis(found, order, -1)
+        sample[layer] = np.where(token[layer] >= 0, tokens.sample[token[layer]], num_samples)
+    return Peaks(PeakScores(energy, contrast), sample, token, typical, share, used)

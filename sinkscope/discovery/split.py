@@ -1,0 +1,117 @@
+"""Splitting tokens into sinks and others by a score. Pure functions of arrays."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sinkscope.discovery.null import Floats
+
+EDGE = 4.0
+"""Where one side of a split holds no token, the threshold may move by this factor beyond the outermost token."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """A threshold on a positive score.
+
+    Attributes
+    ----------
+    low, high : float
+        The largest score below and the smallest above: every threshold in (low, high] gives the same tokens.
+    f1 : float
+        Agreement with the labels the split was chosen by; 1 where it was chosen by the gap alone.
+    above : int
+        Number of tokens above.
+    """
+
+    low: float
+    high: float
+    f1: float
+    above: int
+
+    @property
+    def threshold(self) -> float:
+        """The middle of the interval on a log scale."""
+        return float(np.sqrt(self.low * self.high)) if self.low > 0 else self.high / 2
+
+    @property
+    def gap(self) -> float:
+        """Width of the interval in logarithms."""
+        return float(np.log(self.high / self.low)) if self.low > 0 else np.inf
+
+    def nearest(self, value: float) -> float:
+        """The threshold inside the interval that is nearest to `value`."""
+        inner = (self.low * (1 + 1e-6), self.high)
+        return float(min(max(value, inner[0]), inner[1]))
+
+
+def best_splits(score: Floats, label: NDArray[np.bool_], tolerance: float = 0.0) -> list[Split]:
+    """The splits whose F1 against the labels is within `tolerance` of the best, best gap first.
+
+    Parameters
+    ----------
+    score : float64 [n]
+        Positive scores; larger means more of a sink.
+    label : bool [n]
+        What the split should find.
+    tolerance : float
+        Splits this close in F1 count as equally good, and the widest gap among them is the most robust choice.
+    """
+    if not label.any() or len(score) < 2:
+        return []
+    order = np.argsort(-score, kind="stable")
+    ordered, hit = score[order], np.cumsum(label[order])
+    above = np.arange(1, len(score) + 1)
+    f1 = 2.0 * hit / (above + label.sum())
+    # A threshold can only lie between different scores; the last split has nothing below it.
+    lower = np.append(ordered[1:], max(ordered[-1] / EDGE, np.finfo(np.float64).tiny))
+    possible = lower < ordered
+    if not possible.any():
+        return []
+    good = np.flatnonzero(possible & (f1 >= f1[possible].max() - tolerance))
+    splits = [Split(float(lower[i]), float(ordered[i]), float(f1[i]), int(above[i])) for i in good]
+    return sorted(splits, key=lambda split: -split.gap)
+
+
+def best_split(score: Floats, label: NDArray[np.bool_], tolerance: float = 0.0) -> Split | None:
+    """The first of `best_splits`, or None where there are no labels or no different scores."""
+    splits = best_splits(score, label, tolerance)
+    return splits[0] if splits else None
+
+
+def gap_split(score: Floats, rarest: int = 1, largest_share: float = 0.25) -> Split | None:
+    """The widest gap, on a log scale, with at least `rarest` tokens and at most `largest_share` of them above.
+
+    Used where no attention was measured. Tokens of one population crowd together, so the widest gap in the upper part
+    lies between ordinary tokens and sinks where there are two populations.
+    """
+    ordered = -np.sort(-score)
+    last = min(len(ordered) - 1, max(rarest, int(largest_share * len(ordered))))
+    if last < rarest:
+        return None
+    upper, lower = ordered[rarest - 1 : last], np.maximum(ordered[rarest : last + 1], np.finfo(np.float64).tiny)
+    gaps = np.log(upper / lower)
+    place = int(np.argmax(gaps))
+    if gaps[place] <= 0:
+        return None
+    return Split(float(lower[place]), float(upper[place]), 1.0, place + rarest)
+
+
+def average_precision(score: Floats, label: NDArray[np.bool_]) -> float:
+    """Mean of the precision at every labelled token, going down the scores; NaN without labels."""
+    if not label.any():
+        return float("nan")
+    order = np.argsort(-score, kind="stable")
+    hit = label[order]
+    return float((np.cumsum(hit)[hit] / (np.flatnonzero(hit) + 1)).mean())
+
+
+def auroc(score: Floats, label: NDArray[np.bool_]) -> float:
+    """Probability that a labelled token scores above an unlabelled one, ties counted half; NaN without both."""
+    positive, negative = int(label.sum()), int((~label).sum())
+    if not positive or not negative:
+        return float("nan")
+    _, inverse, counts = np.unique(score, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+    return float((ranks[label].sum() - positive * (positive + 1) / 2) / (positive * negative))

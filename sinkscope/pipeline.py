@@ -1,0 +1,172 @@
+"""The main job in two functions: load a model, and profile it. Thin over the parts that do the work."""
+
+import dataclasses
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from sinkscope.backbone.anatomy import find_anatomy
+from sinkscope.backbone.loading import LoadedModel
+from sinkscope.backbone.loading import load as load_model
+from sinkscope.calibration import Sample, default_images, default_texts, read_images, read_texts
+from sinkscope.capture.runner import Progress
+from sinkscope.capture.runner import run as capture_run
+from sinkscope.capture.settings import CaptureSettings
+from sinkscope.discovery import DiscoverySettings, discover
+from sinkscope.errors import InputError
+from sinkscope.profile import Profile
+
+DEMO_PREFIX = "demo:"
+DEMO_MODELS = ("demo:llm", "demo:lmm")
+
+
+def load(
+    model: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device_map: Any = "auto",
+    quantization: Any = None,
+    trust_remote_code: bool = False,
+) -> LoadedModel:
+    """Load a model by hub id, local folder, ``.gguf`` file, ``demo:llm`` or ``demo:lmm``.
+
+    Parameters are those of `sinkscope.backbone.loading.load`.
+
+    Raises
+    ------
+    InputError
+        If the model cannot be found or read.
+    UnsupportedModelError
+        If it is not a decoder model.
+    """
+    loaded = load_model(
+        resolve(model),
+        revision=revision,
+        dtype=dtype,
+        device_map=device_map,
+        quantization=quantization,
+        trust_remote_code=trust_remote_code,
+    )
+    return dataclasses.replace(loaded, model_id=os.fspath(model))
+
+
+def resolve(model: str | os.PathLike[str]) -> str:
+    """Where the weights of `model` are: the demo models by their names, everything else as given.
+
+    Raises
+    ------
+    InputError
+        If a demo model is unknown, or its package is missing.
+    """
+    name = os.fspath(model)
+    if not name.startswith(DEMO_PREFIX):
+        return name
+    if name == "demo:llm":
+        from sinkscope.demo.backbone import smollm2_path
+
+        return str(smollm2_path())
+    if name == "demo:lmm":
+        from sinkscope.demo.assemble import demo_lmm_folder
+
+        return str(demo_lmm_folder())
+    raise InputError(f"no demo model named {name}; there are {' and '.join(DEMO_MODELS)}")
+
+
+def profile_model(
+    model: LoadedModel | nn.Module | str | os.PathLike[str],
+    tokenizer_or_processor: Any = None,
+    *,
+    texts: str | os.PathLike[str] | list[str] | None = None,
+    images: str | os.PathLike[str] | list[Sample] | None = None,
+    samples: int | None = None,
+    tokens: int | None = None,
+    run: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    attention: bool = True,
+    seed: int = 0,
+    name: str | None = None,
+    settings: DiscoverySettings | None = None,
+    progress: Progress | None = None,
+) -> Profile:
+    """Profile a model: calibration data, hidden states into a run file, discovery.
+
+    Parameters
+    ----------
+    model : LoadedModel, nn.Module, str or path
+        A loaded model, a transformers model, or what `load` takes.
+    tokenizer_or_processor : optional
+        Of a transformers model: the tokenizer, or the processor of a multimodal model.
+    texts : path or list of str, optional
+        Calibration texts in place of the embedded ones.
+    images : path or list of Sample, optional
+        Calibration pictures in place of the generated ones; used by multimodal models only.
+    samples, tokens : int, optional
+        Use at most so many.
+    run : path, optional
+        The run file to write; a temporary one by default.
+    resume : bool
+        Go on with an interrupted run file. A finished one is used as it is.
+    attention : bool
+        Measure which tokens draw attention, and ask sink dimensions for the link to it.
+    seed : int
+        Of every random choice.
+    name : str, optional
+        Of the profile; by default made from the model id.
+    settings : DiscoverySettings, optional
+        Thresholds of the method.
+    progress : callable, optional
+        Called with (tokens done, tokens in all).
+
+    Returns
+    -------
+    Profile
+        Its verdict may be "none".
+
+    Raises
+    ------
+    SinkscopeError
+        Or one of its subclasses, as `load`, the capture run and `discover` say.
+    """
+    loaded = _as_loaded(model, tokenizer_or_processor)
+    calibration, source = _calibration(loaded, texts, images)
+    capture = CaptureSettings(seed=seed, max_samples=samples, max_tokens=tokens, attention=attention)
+    with tempfile.TemporaryDirectory(prefix="sinkscope-") as scratch:
+        path = Path(scratch) / "run.h5" if run is None else Path(run)
+        capture_run(loaded, calibration, path, capture, resume=resume, progress=progress, source=source)
+        return discover(path, settings, name=name)
+
+
+def _as_loaded(model: Any, helper: Any) -> LoadedModel:
+    if isinstance(model, LoadedModel):
+        return model
+    if not isinstance(model, nn.Module):
+        return load(model)
+    anatomy = find_anatomy(model)
+    processor = helper if hasattr(helper, "tokenizer") else None
+    tokenizer = processor.tokenizer if processor is not None else helper
+    if tokenizer is None:
+        raise InputError("give the model's tokenizer or processor: profile_model(model, tokenizer)")
+    identifier = str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
+    return LoadedModel(model, tokenizer, processor, anatomy, identifier)
+
+
+def _calibration(loaded: LoadedModel, texts: Any, images: Any) -> tuple[list[Sample], str]:
+    """The samples, and a sentence on where they come from."""
+    if texts is None:
+        chosen, source = default_texts(), "embedded texts"
+    elif isinstance(texts, list):
+        chosen, source = [Sample(text=text) for text in texts], "given texts"
+    else:
+        chosen, source = read_texts(texts), f"texts from {Path(texts).name}"
+    if loaded.processor is None or not loaded.anatomy.multimodal:
+        if images is not None:
+            raise InputError(f"{loaded.model_id} takes no pictures; leave them out")
+        return chosen, source
+    if images is None:
+        return chosen + default_images(), f"{source} and generated pictures"
+    pictures = images if isinstance(images, list) else read_images(images)
+    return chosen + pictures, f"{source} and given pictures"
