@@ -1,8 +1,9 @@
 """Load any decoder LLM or LMM: a hub id, a local folder, or a GGUF file."""
 
+import contextlib
+import io
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,14 +96,16 @@ def load(
     return LoadedModel(model.eval(), tokenizer, processor, find_anatomy(model), name, revision)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Silence transformers' own bars and notes for the time of a load; the caller shows its own progress."""
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        yield
+        # transformers draws a bar on stderr while it dequantises a GGUF file, and has no switch for it.
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
     finally:
         transformers_logging.set_verbosity(verbosity)
         if bars:
