@@ -75,7 +75,7 @@ def load(
         If it is not a decoder model.
     """
     name = os.fspath(model_id_or_path)
-    source, options = _source(name)
+    source, options = locate(name)
     options |= {"revision": revision} if revision else {}
     options |= {"trust_remote_code": trust_remote_code}
     weights: dict[str, Any] = {"dtype": _dtype(dtype, options), **_placement(device_map)}
@@ -84,7 +84,7 @@ def load(
     try:
         with _quiet():
             config = AutoConfig.from_pretrained(source, **options)
-            multimodal = config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES and _has_vision(config)
+            multimodal = config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES and has_vision(config)
             auto = AutoModelForImageTextToText if multimodal else AutoModelForCausalLM
             model = auto.from_pretrained(source, **options, **weights)
             processor = AutoProcessor.from_pretrained(source, **options) if multimodal else None
@@ -92,7 +92,7 @@ def load(
     except SinkscopeError:
         raise
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, NotImplementedError, TypeError) as error:
-        raise _explained(name, error) from error
+        raise explain_failure(name, error) from error
     return LoadedModel(model.eval(), tokenizer, processor, find_anatomy(model), name, revision)
 
 
@@ -112,7 +112,7 @@ def _quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _source(name: str) -> tuple[str, dict[str, Any]]:
+def locate(name: str) -> tuple[str, dict[str, Any]]:
     """Where transformers finds `name`: a folder or hub id, and the file inside it for GGUF."""
     path = Path(name)
     if name.lower().endswith(".gguf"):
@@ -149,7 +149,8 @@ def _placement(device_map: Any) -> dict[str, Any]:
     return {"device_map": device_map}
 
 
-def _has_vision(config: PreTrainedConfig) -> bool:
+def has_vision(config: PreTrainedConfig) -> bool:
+    """Whether a model of this config is a text decoder with something beside it that sees."""
     return config.get_text_config(decoder=True) is not config or hasattr(config, "vision_config")
 
 
@@ -160,12 +161,13 @@ def _tokenizer(source: str, options: dict[str, Any]) -> Any:
         raise InputError(f"no usable tokenizer in {source}: {_first_line(error)}") from error
 
 
-def _explained(name: str, error: Exception) -> SinkscopeError:
+def explain_failure(name: str, error: Exception) -> SinkscopeError:
     """One line from the many that a failed load prints."""
     text = _first_line(error)
     if "trust_remote_code" in str(error):
         return InputError(f"{name} ships its own code; read it, then pass --trust-remote-code to run it")
-    if isinstance(error, OSError) and ("is not a local folder" in str(error) or "Hub" in str(error)):
+    unreachable = ("is not a local folder", "Hub", "connect to", "cached files", "offline")
+    if isinstance(error, OSError) and any(words in str(error) for words in unreachable):
         return InputError(
             f"model {name!r} was not found here or on the hub; check the name, the network, and `hf auth login` for "
             "gated models"

@@ -17,8 +17,6 @@ from sinkscope.discovery.split import Split, best_split, best_splits, gap_split
 from sinkscope.discovery.tokens import TokenMagnitudes
 from sinkscope.profile.schema import Band, LayerScale, Tau
 
-F1_TOLERANCE = 0.02
-"""Thresholds this close to the best F1 count as equally good; among them the one in the widest gap is chosen."""
 FEW_SINKS = 5
 """With fewer attention sinks in a layer its own threshold is noise, and the band's serves."""
 SEPARATED_F1 = 0.95
@@ -76,7 +74,6 @@ def calibrate_band(
         pooled = best_split(
             np.concatenate([scores[layer][link.token] for layer in label]),
             np.concatenate(list(label.values())),
-            F1_TOLERANCE,
         )
     else:
         label = {}
@@ -89,7 +86,7 @@ def calibrate_band(
     for layer in layers:
         own: list[Split] = []
         if layer in label and label[layer].sum() >= FEW_SINKS and link is not None:
-            own = best_splits(scores[layer][link.token], label[layer], F1_TOLERANCE)
+            own = best_splits(scores[layer][link.token], label[layer])
         elif not label:
             gap = gap_split(scores[layer], rarest)
             own = [gap] if gap else []

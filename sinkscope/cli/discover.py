@@ -1,0 +1,40 @@
+"""``sinkscope discover``: a profile from a run file, without the model."""
+
+from pathlib import Path
+
+import click
+
+from sinkscope.cli.output import json_option, note, print_json, print_rich, quiet_stdout
+from sinkscope.cli.places import check_writable
+
+EXAMPLES = """\b
+Examples:
+  sinkscope discover llava-1.5-7b-hf.run.h5 -o llava.json
+  sinkscope discover unfinished.run.h5 --json      (what the samples so far say)
+"""
+
+
+@click.command("discover", short_help="Find the sink dimensions in a run file again.", epilog=EXAMPLES)
+@click.argument("run", metavar="RUN.h5", type=click.Path(path_type=Path))
+@click.option("-o", "--output", metavar="PROFILE.json", type=click.Path(path_type=Path), help="Save the profile here.")
+@json_option
+def command(run: Path, output: Path | None, as_json: bool) -> None:
+    """Find the sink dimensions in a run file again: a new profile from old measurements, without the model.
+
+    Works on unfinished files too, with the samples that they hold.
+    """
+    if output is not None:
+        check_writable(output, "-o")
+
+    from sinkscope.discovery import discover
+    from sinkscope.report import profile_summary
+
+    with quiet_stdout():
+        profile = discover(run)
+    if output is not None:
+        profile.save(output)
+        note(f"profile: {output}")
+    if as_json:
+        print_json(profile.to_json())
+    else:
+        print_rich(profile_summary(profile))

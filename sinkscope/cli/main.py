@@ -1,0 +1,176 @@
+"""The ``sinkscope`` command: its group of commands, and how a failure ends.
+
+Exit codes: 0 done, 1 a run or a check that failed, 2 wrong use or bad input, 130 interrupted. Every error is one line
+on stderr that starts with ``sinkscope: error:``.
+"""
+
+import contextlib
+import difflib
+import importlib
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sinkscope import __version__
+from sinkscope.errors import SinkscopeError
+
+FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
+
+# By name, because torch must not be imported to handle an error.
+MEMORY_ERRORS = ("OutOfMemoryError", "MemoryError")
+MEMORY_ADVICE = "out of memory; load the model with --dtype bfloat16, or choose another --device"
+
+COMMANDS = {
+    "profile": "sinkscope.cli.profile",
+    "apply": "sinkscope.cli.apply",
+    "inspect": "sinkscope.cli.inspect",
+    "info": "sinkscope.cli.info",
+    "discover": "sinkscope.cli.discover",
+    "registry": "sinkscope.cli.registry",
+    "demo": "sinkscope.cli.demo",
+}
+
+
+@dataclass
+class Session:
+    """What outlives the commands of one call.
+
+    Attributes
+    ----------
+    arguments : tuple of str
+        The command line.
+    debug : bool
+        Whether to show the traceback of an error.
+    run : Path or None
+        The run file at work, which an interrupted command leaves behind to be resumed.
+    """
+
+    arguments: tuple[str, ...] = ()
+    debug: bool = False
+    run: Path | None = None
+
+    def interrupted(self) -> str:
+        """What to say when the user stops the command."""
+        if self.run is None or not self.run.exists():
+            return "interrupted; nothing was kept"
+        again = [argument for argument in self.arguments if argument != "--resume"]
+        command = shlex.join(["sinkscope", *again, "--resume"])
+        return f"interrupted; {self.run} keeps what was measured, go on with `{command}`"
+
+
+class _Interrupted(Exception):
+    """Stands for KeyboardInterrupt on its way through click, which would add a blank line to it."""
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command's module when the command is looked up."""
+
+    def __init__(self, *args: Any, modules: dict[str, str], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.modules = modules
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.modules)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.modules:
+            return None
+        command = importlib.import_module(self.modules[cmd_name]).command
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{self.modules[cmd_name]}.command is not a click command")
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and args[0] not in self.modules:
+            close = difflib.get_close_matches(args[0], self.modules, n=1)
+            guess = f"; did you mean {close[0]}?" if close else f"; there are {', '.join(self.modules)}"
+            ctx.fail(f"no command {args[0]!r}{guess}")
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise _Interrupted from error
+
+
+@click.group(
+    cls=LazyGroup,
+    modules=COMMANDS,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Run `sinkscope COMMAND --help` for the options and examples of a command. To see everything on two small "
+    "real models: sinkscope demo.",
+)
+@click.version_option(__version__, prog_name="sinkscope", message="%(prog)s %(version)s")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.pass_context
+def cli(ctx: click.Context, debug: bool) -> None:
+    """Find the attention-sink dimensions of any decoder LLM or LMM, and redistribute their attention.
+
+    MODEL is a hub id, a local folder, a .gguf file, demo:llm or demo:lmm.
+    """
+    session: Session = ctx.ensure_object(Session)
+    session.debug = session.debug or debug
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line `arguments` and return the exit code, whatever happens."""
+    session = Session(tuple(arguments))
+    try:
+        outcome = cli.main(list(arguments), prog_name="sinkscope", standalone_mode=False, obj=session)
+        sys.stdout.flush()
+        return outcome if isinstance(outcome, int) else 0
+    except SinkscopeError as error:
+        return _fail(session, error, str(error), error.exit_code)
+    except click.UsageError as error:
+        context = error.ctx.command_path if error.ctx is not None else "sinkscope"
+        return _fail(session, error, f"{error.format_message()} (see `{context} --help`)", WRONG_USE)
+    except click.ClickException as error:
+        return _fail(session, error, error.format_message(), WRONG_USE)
+    except (_Interrupted, click.Abort, KeyboardInterrupt) as error:
+        return _fail(session, error, session.interrupted(), INTERRUPTED)
+    except BrokenPipeError:
+        return _reader_left()
+    except SystemExit as error:  # click ends this way when the reader of a pipe goes away.
+        return _reader_left() if not isinstance(error.code, int) or error.code == FAILED else error.code
+    except Exception as error:
+        if type(error).__name__ in MEMORY_ERRORS:
+            return _fail(session, error, MEMORY_ADVICE, FAILED)
+        # The last resort: whatever it is, a person gets one line and the way to see more.
+        reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        hint = "" if session.debug else "; `sinkscope --debug ...` shows where"
+        return _fail(session, error, f"unexpected {reason}{hint}", FAILED)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    if not sys.stderr.isatty():
+        # Bars of other libraries fill a log with hundreds of copies of themselves. Read when tqdm is first imported.
+        os.environ.setdefault("TQDM_DISABLE", "1")
+    sys.exit(run(sys.argv[1:]))
+
+
+def _fail(session: Session, error: BaseException, message: str, code: int) -> int:
+    if session.debug:
+        traceback.print_exception(error)
+    print(f"sinkscope: error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _reader_left() -> int:
+    """Whoever read our output has enough of it (``| head``): not an error, and nothing more can be said there."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0

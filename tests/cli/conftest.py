@@ -1,0 +1,50 @@
+"""The command line called in this process, with its exit code and both outputs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from sinkscope.cli.main import run
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+    def refused(self, *fragments: str, code: int = 2) -> None:
+        """It ended with one line of error that holds the fragments, and nothing on stdout."""
+        assert self.code == code, (self.code, self.err)
+        lines = [line for line in self.err.splitlines() if line.startswith("sinkscope: error: ")]
+        assert len(lines) == 1, self.err
+        assert self.err.splitlines()[-1] == lines[0]
+        assert "Traceback" not in self.err
+        assert self.out == ""
+        for fragment in fragments:
+            assert fragment in lines[0], lines[0]
+
+
+@pytest.fixture
+def sinkscope(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Call ``sinkscope(*arguments)``; gives its `Outcome`."""
+
+    def call(*arguments: object) -> Outcome:
+        capsys.readouterr()
+        code = run([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder, with an empty folder of user profiles elsewhere."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("SINKSCOPE_PROFILES", str(tmp_path / "profiles"))
+    return folder
