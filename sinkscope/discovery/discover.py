@@ -351,17 +351,22 @@ class _Discovery:
                 f"only {self.num_samples} samples with {len(self.run.tokens)} tokens: give at least "
                 f"{self.settings.minimum_samples} and {self.settings.minimum_tokens}"
             )
+        ceiling = math.sqrt(self.width)
+        usual = {
+            layer: float(np.median(self.magnitudes.phi(layer, entry.band.dims)))
+            for entry in self.bands
+            for layer in entry.flagged
+        }
+        full = np.array([usual.get(layer, 0.0) >= SATURATION * ceiling for layer in range(self.num_layers)])
+        if full.any():
+            spans = ", ".join(f"{first}-{last}" for first, last in runs(full))
+            typical = np.median([usual[layer] for layer in np.flatnonzero(full).tolist()])
+            notes.append(
+                f"phi saturates in layers {spans}: the median token already has phi {typical:.1f} of at most "
+                f"{ceiling:.1f}, so a threshold on phi cannot tell sinks apart there; the calibrated score can"
+            )
         for entry in self.bands:
-            ceiling = math.sqrt(self.width)
-            usual = {layer: float(np.median(self.magnitudes.phi(layer, entry.band.dims))) for layer in entry.flagged}
-            full = [layer for layer, value in usual.items() if value >= SATURATION * ceiling]
-            if full:
-                notes.append(
-                    f"phi saturates in layers {full[0]}-{full[-1]}: the median token already has phi "
-                    f"{np.median([usual[layer] for layer in full]):.1f} of at most {ceiling:.1f}, so a threshold on "
-                    "phi cannot tell sinks apart there; the calibrated score can"
-                )
-            elif len(entry.band.dims) > 1:
+            if len(entry.band.dims) > 1:
                 lowest = math.sqrt(self.width / len(entry.band.dims))
                 notes.append(
                     f"layers {entry.band.first_layer}-{entry.band.last_layer}: {len(entry.band.dims)} dimensions share "
