@@ -17,8 +17,9 @@ Examples:
 @click.command("discover", short_help="Find the sink dimensions in a run file again.", epilog=EXAMPLES)
 @click.argument("run", metavar="RUN.h5", type=click.Path(path_type=Path))
 @click.option("-o", "--output", metavar="PROFILE.json", type=click.Path(path_type=Path), help="Save the profile here.")
+@click.option("--name", metavar="NAME", help="Name of the profile; default: made from the model's id.")
 @json_option
-def command(run: Path, output: Path | None, as_json: bool) -> None:
+def command(run: Path, output: Path | None, name: str | None, as_json: bool) -> None:
     """Find the sink dimensions in a run file again: a new profile from old measurements, without the model.
 
     Works on unfinished files too, with the samples that they hold.
@@ -30,7 +31,7 @@ def command(run: Path, output: Path | None, as_json: bool) -> None:
     from sinkscope.report import profile_summary
 
     with quiet_stdout():
-        profile = discover(run)
+        profile = discover(run, name=name)
     if output is not None:
         profile.save(output)
         note(f"profile: {output}")

@@ -62,6 +62,7 @@ Examples:
 @click.option(
     "--seed", metavar="N", type=click.IntRange(min=0), default=0, show_default=True, help="Of every random choice."
 )
+@click.option("--name", metavar="NAME", help="Name of the profile; default: made from MODEL.")
 @click.option("--plots", metavar="DIR", type=click.Path(path_type=Path), help="Draw the pictures into this folder.")
 @model_options
 @json_option
@@ -78,6 +79,7 @@ def command(
     resume: bool,
     no_attention: bool,
     seed: int,
+    name: str | None,
     plots: Path | None,
     device: str,
     dtype: str,
@@ -91,9 +93,9 @@ def command(
     hidden state entering every decoder layer into one run file, and finds the dimensions, layers and thresholds of its
     sinks. A model without sinks gets a profile that says so.
     """
-    name = short_name(model)
-    output = output or Path(f"{name}.profile.json")
-    run = run or Path(f"{name}.run.h5")
+    stem = short_name(model)
+    output = output or Path(f"{stem}.profile.json")
+    run = run or Path(f"{stem}.run.h5")
     check_writable(output, "-o")
     check_writable(run, "--run")
     for option, path in (("--texts", texts), ("--images", images)):

@@ -103,6 +103,10 @@ def attention_on_picture(
     return save_figure(figure, path)
 
 
+NOTABLE_GAIN = 0.02
+"""Where the picture as a whole gains this much attention, the title says so; else it says what the sinks lose."""
+
+
 def sink_share(attention: Grid, sinks: NDArray[np.bool_]) -> float:
     """The part of the attention on the picture that its sink tokens hold; NaN where there is none at all."""
     total = float(attention.sum())
@@ -112,6 +116,9 @@ def sink_share(attention: Grid, sinks: NDArray[np.bool_]) -> float:
 def _finding(before: Grid, after: Grid, sinks: NDArray[np.bool_]) -> str:
     if not sinks.any():
         return "This picture has no visual sink tokens"
+    whole = float(before.sum()), float(after.sum())
+    if whole[1] - whole[0] >= NOTABLE_GAIN:
+        return f"Attention on the picture rises from {whole[0]:.0%} to {whole[1]:.0%}"
     count = int(sinks.sum())
     subject = f"{count} sink token{'s' if count > 1 else ''} of {sinks.size} {'hold' if count > 1 else 'holds'}"
     shares = sink_share(before, sinks), sink_share(after, sinks)
@@ -119,8 +126,11 @@ def _finding(before: Grid, after: Grid, sinks: NDArray[np.bool_]) -> str:
 
 
 def _detail(before: Grid, after: Grid, sinks: NDArray[np.bool_], name: str) -> str:
-    parts = [name, f"attention on the whole picture {before.sum():.0%} before, {after.sum():.0%} after"]
-    return " · ".join([part for part in parts if part] + (["sink tokens outlined"] if sinks.any() else []))
+    whole = float(before.sum()), float(after.sum())
+    parts = [name] if name else []
+    if not sinks.any() or whole[1] - whole[0] < NOTABLE_GAIN:
+        parts.append(f"attention on the whole picture {whole[0]:.0%} before, {whole[1]:.0%} after")
+    return " · ".join(parts + (["sink tokens outlined"] if sinks.any() else []))
 
 
 def _on_grid(values: ArrayLike, grid: tuple[int, int], name: str) -> Grid:

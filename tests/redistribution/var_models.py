@@ -206,11 +206,16 @@ def qwen2_vl_inputs(seed: int = 1) -> dict[str, Tensor]:
 
 @contextmanager
 def eager_var(
-    model: nn.Module, profile: Profile, inputs: dict[str, Tensor], layers: list[int], **settings: Any
+    model: nn.Module,
+    profile: Profile,
+    inputs: dict[str, Tensor],
+    layers: list[int],
+    image_id: int = IMAGE_ID,
+    **settings: Any,
 ) -> Iterator[None]:
     """VAR as the equations say it, on full attention maps, for passes without a cache over `inputs`."""
     ids, valid = inputs["input_ids"], inputs["attention_mask"].bool()
-    visual = (ids == IMAGE_ID) & valid
+    visual = (ids == image_id) & valid
     queries = (visual.cumsum(1) > 0) & ~visual & valid
     score = settings.pop("score", "auto")
     sinks: dict[int, Tensor] = {}
