@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sinkscope.backbone.anatomy import text_config
 from sinkscope.backbone.loading import LoadedModel
 from sinkscope.backbone.visual import visual_mask
 from sinkscope.calibration import Sample
@@ -47,6 +48,7 @@ def encode(loaded: LoadedModel, samples: Sequence[Sample], max_length: int) -> l
         raise InputError(
             f"{loaded.model_id} has no tokenizer, so texts cannot be encoded; give a folder that holds one"
         )
+    max_length = min(max_length, position_limit(loaded))
     encoded: list[EncodedSample] = []
     texts = 0
     for sample in samples:
@@ -59,7 +61,20 @@ def encode(loaded: LoadedModel, samples: Sequence[Sample], max_length: int) -> l
             encoded.append(EncodedSample(ids, token_kinds(loaded, ids), sample))
     if not encoded:
         raise InputError("the calibration data hold no tokens; give texts or pictures")
+    embeddings = getattr(loaded.model, "get_input_embeddings", lambda: None)()
+    known, largest = getattr(embeddings, "num_embeddings", None), max(int(sample.ids.max()) for sample in encoded)
+    if known is not None and largest >= known:
+        raise InputError(
+            f"the tokenizer of {loaded.model_id} gives token id {largest}, but the model knows {known} tokens; give "
+            "the model its own tokenizer"
+        )
     return encoded
+
+
+def position_limit(loaded: LoadedModel) -> int:
+    """Most positions that the model has: learned position embeddings end there."""
+    limit = getattr(text_config(loaded.model), "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else 2**31
 
 
 def encode_text(tokenizer: Any, text: str, max_length: int, number: int = 0) -> list[NDArray[np.int32]]:

@@ -142,6 +142,14 @@ def _measure_batch(
                 f"out of memory in a batch of {valid.size} tokens; load the model with --dtype bfloat16, use another "
                 "--device, or give smaller pictures"
             ) from error
+        except (RuntimeError, IndexError, ValueError, TypeError, AttributeError, NotImplementedError) as error:
+            if isinstance(error, SinkscopeError):
+                raise
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            raise SinkscopeError(
+                f"the forward pass of {loaded.model_id} failed ({reason}); check that the model runs by itself on such "
+                "input"
+            ) from error
     rows = collector.finish()
     if not attended:
         return rows

@@ -319,22 +319,22 @@ class _Discovery:
         linked = "which draw the attention" if self.link is not None else "attention not measured"
         share = max(entry.energy_share or 0.0 for entry in entries)
         first, last = min(entry.first_layer or 0 for entry in entries), max(entry.last_layer or 0 for entry in entries)
-        subject = f"dimensions {names} hold" if len(entries) > 1 else f"dimension {names} holds"
+        subject = _subject([entry.dim for entry in entries], "holds", "hold")
         text = f"{subject} up to {share:.0%} of the energy of a few tokens, {linked}, in layers {first}-{last}"
         return "sinks", text + ("; little calibration data, see the notes" if few else "")
 
     def _why_none(self) -> str:
-        content = [str(candidate.dim) for candidate in self.candidates + self.unlinked_dims]
-        if content and self.link is not None:
+        massive = [candidate.dim for candidate in self.candidates + self.unlinked_dims]
+        if massive and self.link is not None:
             return (
-                f"dimensions {', '.join(content[:5])} are massive on few tokens, but these draw no attention; no "
-                "dimension is massive on tokens that do"
+                f"{_subject(massive, 'is', 'are')} massive on few tokens, but these draw no attention; no dimension is "
+                "massive on tokens that do"
             )
-        if content:
-            return f"dimensions {', '.join(content[:5])} are massive, but only after the last layer"
+        if massive:
+            return f"{_subject(massive, 'is', 'are')} massive, but only after the last layer"
         if self.fleeting:
-            named = ", ".join(map(str, self.fleeting[:5]))
-            return f"dimensions {named} spike in single layers only; none persists over consecutive layers"
+            spikes = _subject(self.fleeting, "spikes", "spike")
+            return f"{spikes} in single layers only; none persists over consecutive layers"
         sinks = int(self.link.sink.sum()) if self.link is not None else 0
         also = "; some tokens draw much attention all the same, without massive activations" if sinks else ""
         return (
@@ -373,6 +373,12 @@ class _Discovery:
                     f"the energy, so phi can be as low as {lowest:.1f} on a pure sink token"
                 )
         return notes
+
+
+def _subject(dims: list[int], singular: str, plural: str) -> str:
+    """ "dimension 30 is" or "dimensions 30, 15 are"; at most five are named."""
+    named = ", ".join(map(str, dims[:5])) + (" and others" if len(dims) > 5 else "")
+    return f"dimension {named} {singular}" if len(dims) == 1 else f"dimensions {named} {plural}"
 
 
 def _rejected(dim: int, where: NDArray[np.bool_], reason: str) -> RejectedDimension:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from capture_models import IMAGE_TOKEN, PATCHES, make_tokenizer
+from capture_models import IMAGE_TOKEN, PATCHES, make_llama, make_tokenizer
 from PIL import Image
 
 from sinkscope.backbone.loading import LoadedModel
@@ -121,3 +121,16 @@ def test_limits_on_samples_and_tokens(llama: LoadedModel) -> None:
 def test_settings_are_checked(wrong: dict[str, object]) -> None:
     with pytest.raises(InputError, match=next(iter(wrong))):
         CaptureSettings(**wrong)  # type: ignore[arg-type]
+
+
+def test_texts_are_cut_to_the_positions_that_the_model_has() -> None:
+    loaded = make_llama(max_position_embeddings=24)
+    encoded = encode(loaded, [Sample(text="A longer text, which fills many positions. " * 5)], 256)
+    assert len(encoded) > 1
+    assert max(len(sample) for sample in encoded) <= 24
+
+
+def test_a_tokenizer_of_another_model_is_refused() -> None:
+    loaded = make_llama(vocab_size=70)
+    with pytest.raises(InputError, match="the model knows 70 tokens"):
+        encode(loaded, [Sample(text="Why?! (So.)")], 256)

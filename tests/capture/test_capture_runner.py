@@ -20,7 +20,7 @@ from sinkscope.backbone.loading import LoadedModel
 from sinkscope.calibration import Sample
 from sinkscope.capture.runner import run
 from sinkscope.capture.settings import CaptureSettings
-from sinkscope.errors import InputError, NonFiniteActivationError, StoreError
+from sinkscope.errors import InputError, NonFiniteActivationError, SinkscopeError, StoreError
 from sinkscope.store.layout import STATISTICS_FIELDS
 from sinkscope.store.reader import RunReader
 
@@ -207,3 +207,16 @@ def test_no_samples_and_training_mode(llama: LoadedModel, tmp_path: Path) -> Non
     run(llama, SAMPLES[:2], tmp_path / "run.h5", SETTINGS)
     assert llama.model.training
     llama.model.eval()
+
+
+def test_a_model_that_fails_is_one_clear_line(tmp_path: Path) -> None:
+    loaded = make_llama()
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("a kernel\nis missing")
+
+    loaded.model.model.layers[1].register_forward_pre_hook(fail)
+    with pytest.raises(
+        SinkscopeError, match=r"forward pass of tiny-llama failed \(RuntimeError: a kernel is missing\)"
+    ):
+        run(loaded, [Sample(text="Some words.")], tmp_path / "run.h5", CaptureSettings(attention=False))

