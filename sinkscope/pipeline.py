@@ -164,8 +164,9 @@ def _calibration(loaded: LoadedModel, texts: Any, images: Any) -> tuple[list[Sam
         chosen, source = read_texts(texts), f"texts from {Path(texts).name}"
     if loaded.processor is None or not loaded.anatomy.multimodal:
         if images is not None:
-            raise InputError(f"{loaded.model_id} takes no pictures; leave them out")
-        return chosen, source
+            reason = f" here: {loaded.processor_error}" if loaded.processor_error else ""
+            raise InputError(f"{loaded.model_id} takes no pictures{reason}; leave them out")
+        return chosen, source + (f"; no pictures: {loaded.processor_error}" if loaded.processor_error else "")
     if images is None:
         return chosen + default_images(), f"{source} and generated pictures"
     pictures = images if isinstance(images, list) else read_images(images)

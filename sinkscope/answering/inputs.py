@@ -30,8 +30,9 @@ def check_answerable(loaded: LoadedModel) -> None:
     if loaded.anatomy.var_refusal is not None:
         raise UnsupportedModelError(loaded.anatomy.var_refusal)
     if loaded.processor is None:
+        reason = f" ({loaded.processor_error})" if loaded.processor_error else ""
         raise UnsupportedModelError(
-            f"{loaded.model_id} comes without a processor, so pictures cannot be prepared for it"
+            f"{loaded.model_id} comes without a usable processor, so pictures cannot be prepared for it{reason}"
         )
 
 

@@ -31,7 +31,8 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 class LoadedModel:
     """A model with what is needed to feed it.
 
-    `tokenizer` is None only where none exists at the source; `processor` is None for text-only models.
+    `processor` is None for text-only models, and for multimodal ones whose processor cannot be had here;
+    `processor_error` then says why. Such a model can be profiled on texts.
     """
 
     model: nn.Module = field(repr=False)
@@ -40,6 +41,7 @@ class LoadedModel:
     anatomy: Anatomy
     model_id: str
     revision: str | None = None
+    processor_error: str | None = None
 
 
 def load(
@@ -87,13 +89,13 @@ def load(
             multimodal = config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES and has_vision(config)
             auto = AutoModelForImageTextToText if multimodal else AutoModelForCausalLM
             model = auto.from_pretrained(source, **options, **weights)
-            processor = AutoProcessor.from_pretrained(source, **options) if multimodal else None
-            tokenizer = getattr(processor, "tokenizer", None) if processor else _tokenizer(source, options)
+            processor, processor_error = _processor(source, options) if multimodal else (None, None)
+            tokenizer = getattr(processor, "tokenizer", None) or _tokenizer(source, options)
     except SinkscopeError:
         raise
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, NotImplementedError, TypeError) as error:
         raise explain_failure(name, error) from error
-    return LoadedModel(model.eval(), tokenizer, processor, find_anatomy(model), name, revision)
+    return LoadedModel(model.eval(), tokenizer, processor, find_anatomy(model), name, revision, processor_error)
 
 
 @contextlib.contextmanager
@@ -152,6 +154,14 @@ def _placement(device_map: Any) -> dict[str, Any]:
 def has_vision(config: PreTrainedConfig) -> bool:
     """Whether a model of this config is a text decoder with something beside it that sees."""
     return config.get_text_config(decoder=True) is not config or hasattr(config, "vision_config")
+
+
+def _processor(source: str, options: dict[str, Any]) -> tuple[Any, str | None]:
+    """The processor, or None with the reason: some need packages that are not installed, some models ship none."""
+    try:
+        return AutoProcessor.from_pretrained(source, **options), None
+    except (ImportError, OSError, ValueError, KeyError, TypeError) as error:
+        return None, _first_line(error)
 
 
 def _tokenizer(source: str, options: dict[str, Any]) -> Any:

@@ -20,6 +20,8 @@ KEPT_TOKENS = 0.5
 """Share of a dimension's top tokens that must still be large in the next layer for it to persist."""
 LEAST_PRESENCE = 0.25
 """Share of a layer's attention sinks on which a dimension must be among the largest coordinates to be looked at."""
+FAIR_PART = 0.5
+"""Between linked layers, massive tokens that draw this part of an attention sink's least attention keep their layer."""
 EXTENSION_P_VALUE = 0.05
 """A found dimension's layers are extended to neighbours that pass this unadjusted level and the link to attention."""
 
@@ -185,9 +187,21 @@ def _without_rotation(
     return stretches
 
 
+def drawn_by_top(dim: int, link: AttentionLink, peaks: Peaks, depth: int) -> Floats:
+    """Median attention drawn by the dimension's top tokens, float64 [L+1]; NaN where none of them was measured."""
+    drawn = np.full(depth, np.nan)
+    for layer in range(depth):
+        top = np.isin(link.token, peaks.token[layer, dim])
+        if link.measured(layer) and top.any():
+            drawn[layer] = np.median(link.drawn[top, layer])
+    return drawn
+
+
 def judge_link(
     candidates: list[Candidate],
     agreement: Floats | None,
+    link: AttentionLink | None,
+    peaks: Peaks,
     p_values: Floats,
     settings: DiscoverySettings,
     minimum_run: int,
@@ -195,11 +209,11 @@ def judge_link(
     """Fill in `linked` and `link_f1`: in which layers do a candidate's massive tokens draw the attention?
 
     Layers next to linked ones are added where the dimension passes the link and is large there too: within a found
-    dimension its extent is no new discovery. Layers between linked ones stay where the dimension is massive, even if
-    its tokens happen to draw less there.
+    dimension its extent is no new discovery. A layer between linked ones stays where the dimension is massive and its
+    tokens draw a fair part of what makes an attention sink.
     """
     for candidate in candidates:
-        if agreement is None:
+        if agreement is None or link is None:
             candidate.link_f1 = np.full(len(p_values), np.nan)
             candidate.linked = candidate.massive.copy()
             continue
@@ -210,7 +224,8 @@ def judge_link(
         for first, last in runs(reach):
             if linked[first : last + 1].any():
                 linked[first : last + 1] = True
-        for first, last in runs(candidate.massive | linked):
+        fair = drawn_by_top(candidate.dim, link, peaks, len(p_values)) >= FAIR_PART * settings.attention_sink
+        for first, last in runs((candidate.massive & fair) | linked):
             inside = np.flatnonzero(linked[first : last + 1])
             if len(inside):
                 linked[first + inside[0] : first + inside[-1] + 1] = True

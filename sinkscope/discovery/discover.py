@@ -118,7 +118,7 @@ class _Discovery:
         effect = settings.effect_share if self.link is not None else settings.effect_share_without_attention
         massive = massive_dimensions(self.peaks.scores, effect, settings, counted)
         self.candidates, self.fleeting = find_candidates(self.peaks, self.magnitudes, massive, minimum_run)
-        judge_link(self.candidates, agreement, massive.p_values, settings, minimum_run)
+        judge_link(self.candidates, agreement, self.link, self.peaks, massive.p_values, settings, minimum_run)
         judge_energy(self.candidates, self.link, self.magnitudes, settings, minimum_run)
         self.outliers = all_token_outliers(self.peaks, settings)
         self.sinks = [candidate for candidate in self.candidates if candidate.core[: self.num_layers].any()]

@@ -15,6 +15,10 @@ SMALLEST = 1e-9
 """Floor under the excess ratio, so that dimensions without any excess have a finite logarithm."""
 
 
+SAMPLES_PER_TOKEN = 4
+"""A trigger that occurs in a quarter of the samples is found, one odd token is not, once there are a few samples."""
+
+
 class PeakScores(NamedTuple):
     """Two views of every dimension's peak, both float64 [L+1, D].
 
@@ -88,7 +92,7 @@ def measure_peaks(run: RunReader, settings: DiscoverySettings) -> Peaks:
     statistics, tokens = run.statistics, run.tokens
     depth, width, kept = statistics.topk_token.shape
     num_samples = int(tokens.sample.max()) + 1 if len(tokens) else 0
-    used = max(1, min(kept, settings.top_tokens, num_samples))
+    used = max(1, min(kept, settings.top_tokens, num_samples // SAMPLES_PER_TOKEN))
     typical, share = np.empty((depth, width)), np.empty((depth, width))
     energy, contrast = np.empty((depth, width, kept)), np.empty((depth, width, kept))
     token, sample = (np.empty((depth, width, kept), np.int64) for _ in range(2))

@@ -17,8 +17,8 @@ class DiscoverySettings:
     typical_quantile : float
         A dimension's ordinary magnitude is this quantile of abs(x[d]) over tokens. Sinks must be rarer than the rest.
     top_tokens : int
-        The peak of a dimension is the median over so many top tokens (fewer when there are fewer samples), so that one
-        odd token makes no sink dimension.
+        The peak of a dimension is the median over so many top tokens (one for every four samples where there are
+        fewer), so that one odd token makes no sink dimension.
     effect_share : float
         A massive peak holds at least this share of its token's energy, fellow leading dimensions aside: a tenth, which
         is what the published tau = 20 says at 4096 dimensions.

@@ -191,3 +191,24 @@ def test_profile_names(model_id, name):
 def _tensor(states):
     torch = pytest.importorskip("torch")
     return torch.from_numpy(states.astype(np.float32))
+
+
+@pytest.mark.parametrize(("drawn", "bands"), [(0.07, [(2, 7)]), (0.01, [(2, 4), (6, 7)])])
+def test_a_layer_whose_tokens_draw_nothing_ends_a_band(tmp_path, first_tokens, drawn, bands):
+    """Below the least attention of a sink a layer may still belong to its band; where nothing is drawn it does not."""
+    states = residual_stream(12, WIDTH, LAYERS)
+    plant(states, [99], 300.0, first_tokens, 2, LAYERS)
+    attention = attention_of(first_tokens[:, None] & (np.arange(LAYERS) >= 2), LAYERS)
+    attention[first_tokens, 5] = drawn
+    profile = discover(write(tmp_path / "run.h5", states, drawn=attention))
+    assert [(band.first_layer, band.last_layer) for band in profile.bands] == bands
+
+
+def test_a_trigger_in_a_quarter_of_the_samples_is_found(tmp_path):
+    states = residual_stream(13, WIDTH, LAYERS)
+    rare = (positions() == 5) & (np.repeat(np.arange(SAMPLES), LENGTH) % 4 == 0)
+    plant(states, [64], 300.0, rare, 2, LAYERS)
+    assert discover(write(tmp_path / "a.h5", states)).dims == (64,)
+    alone = residual_stream(13, WIDTH, LAYERS)
+    plant(alone, [64], 300.0, np.arange(SAMPLES * LENGTH) == 70, 2, LAYERS)
+    assert discover(write(tmp_path / "b.h5", alone)).verdict == "none"
