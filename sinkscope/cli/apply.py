@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sinkscope.cli.options import Fraction, model_options
-from sinkscope.cli.output import json_option, note, print_json, print_rich, quiet_libraries, quiet_stdout
+from sinkscope.cli.output import ProgressBar, json_option, note, print_json, print_rich, quiet_libraries, quiet_stdout
 from sinkscope.cli.pictures import check_drawing, draw_attention
 from sinkscope.cli.places import check_writable
 
@@ -91,7 +91,8 @@ def command(
     with quiet_stdout(), quiet_libraries():
         from sinkscope.pipeline import load
 
-        loaded = load(model, revision=revision, dtype=dtype, device_map=device, trust_remote_code=trust_remote_code)
+        with ProgressBar() as bar, bar.waiting(f"loading {model}"):
+            loaded = load(model, revision=revision, dtype=dtype, device_map=device, trust_remote_code=trust_remote_code)
         check_answerable(loaded)
         if profile is None:
             profile = choose_profile(loaded)

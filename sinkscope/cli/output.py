@@ -92,7 +92,8 @@ class ProgressBar:
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
-                console=Console(stderr=True),
+                # The stream itself, because a load may redirect sys.stderr for its time.
+                console=Console(file=sys.stderr),
             )
             self._bar.__enter__()
         return self
@@ -102,6 +103,16 @@ class ProgressBar:
     ) -> None:
         if self._bar is not None:
             self._bar.__exit__(kind, error, trace)
+
+    @contextlib.contextmanager
+    def waiting(self, name: str) -> Iterator[None]:
+        """Show on a terminal that something without a measure of progress is going on."""
+        task = None if self._bar is None else self._bar.add_task(name, total=None)
+        try:
+            yield
+        finally:
+            if task is not None:
+                self._bar.remove_task(task)
 
     def stage(self, name: str) -> Callable[[int, int], None]:
         """The callback of the part of the work called `name`."""

@@ -111,7 +111,8 @@ def command(
         from sinkscope.pipeline import load, profile_model
         from sinkscope.report import profile_summary
 
-        loaded = load(model, revision=revision, dtype=dtype, device_map=device, trust_remote_code=trust_remote_code)
+        with bar.waiting(f"loading {model}"):
+            loaded = load(model, revision=revision, dtype=dtype, device_map=device, trust_remote_code=trust_remote_code)
         session.run = run
         made_here = not run.exists()
         try:
