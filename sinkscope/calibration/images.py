@@ -1,6 +1,5 @@
 """Calibration pictures: generated ones, and a reader for the user's own."""
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
+from sinkscope.calibration.lines import parse_objects, read_utf8
 from sinkscope.calibration.samples import Sample, open_picture
 from sinkscope.errors import InputError
 
@@ -78,16 +78,8 @@ def _read_prompts(path: Path) -> dict[str, str]:
     if not path.exists():
         return {}
     prompts: dict[str, str] = {}
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InputError(
-                f"line {number} of {path} is not valid JSON ({error}); write one object per line"
-            ) from error
-        image, prompt = (entry.get("image"), entry.get("prompt")) if isinstance(entry, dict) else (None, None)
+    for number, entry in parse_objects(path, read_utf8(path)):
+        image, prompt = entry.get("image"), entry.get("prompt")
         if not (isinstance(image, str) and isinstance(prompt, str) and image and prompt):
             raise InputError(f'line {number} of {path} needs strings "image" and "prompt"')
         prompts[image] = prompt
@@ -96,16 +88,7 @@ def _read_prompts(path: Path) -> dict[str, str]:
 
 def _beside(picture: Path) -> str:
     text = picture.with_suffix(".txt")
-    return (_read_text(text).strip() or DEFAULT_PROMPT) if text.is_file() else DEFAULT_PROMPT
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 (byte {error.start}); convert it, say with iconv") from error
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    return (read_utf8(text).strip() or DEFAULT_PROMPT) if text.is_file() else DEFAULT_PROMPT
 
 
 def _picture(generator: np.random.Generator, index: int) -> Image.Image:

@@ -6,6 +6,7 @@ import re
 from importlib.resources import files
 from pathlib import Path
 
+from sinkscope.calibration.lines import parse_objects, read_utf8
 from sinkscope.calibration.samples import Sample
 from sinkscope.errors import InputError
 
@@ -56,12 +57,7 @@ def read_texts(path: str | os.PathLike[str]) -> list[Sample]:
 
 
 def _read_file(path: Path) -> list[Sample]:
-    try:
-        content = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 (byte {error.start}); convert it, say with iconv") from error
-    except OSError as error:
-        raise InputError(f"cannot read the texts {path}: {error.strerror}") from error
+    content = read_utf8(path, "the texts ")
     if path.suffix.lower() == ".jsonl":
         return _parse_lines(path, content)
     return [Sample(text=piece) for piece in _pieces(content)]
@@ -69,17 +65,8 @@ def _read_file(path: Path) -> list[Sample]:
 
 def _parse_lines(path: Path, content: str) -> list[Sample]:
     samples = []
-    # Not splitlines: JSON strings may hold other line separators, such as U+2028.
-    for number, line in enumerate(content.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InputError(
-                f"line {number} of {path} is not valid JSON ({error}); write one object per line"
-            ) from error
-        text = entry.get("text") if isinstance(entry, dict) else None
+    for number, entry in parse_objects(path, content):
+        text = entry.get("text")
         if not isinstance(text, str):
             raise InputError(f'line {number} of {path} has no "text" field with a string; write {{"text": "..."}}')
         if text.strip():

@@ -23,8 +23,6 @@ class AttentionLink:
         Rows of the token table.
     drawn : float64 [A, L]
         Mean attention from later queries. NaN where a layer has no softmax attention.
-    expected : float64 [A, L]
-        What uniform attention would give.
     value_norm : float64 [A, L]
     sink : bool [A, L]
         Whether the token is an attention sink.
@@ -32,7 +30,6 @@ class AttentionLink:
 
     token: NDArray[np.int64]
     drawn: Floats
-    expected: Floats
     value_norm: Floats
     sink: NDArray[np.bool_]
 
@@ -62,7 +59,6 @@ def read_link(run: RunReader, settings: DiscoverySettings) -> tuple[AttentionLin
         AttentionLink(
             table.token[judged],
             drawn,
-            table.expected[judged].astype(np.float64),
             table.value_norm[judged].astype(np.float64),
             sink,
         ),

@@ -20,11 +20,10 @@ from sinkscope.discovery.dimensions import (
     link_to_attention,
     massive_dimensions,
     measure_stability,
-    peak_p_values,
     persistent,
 )
 from sinkscope.discovery.evidence import attention_evidence, triggers
-from sinkscope.discovery.null import benjamini_hochberg, runs, simes
+from sinkscope.discovery.null import Floats, benjamini_hochberg, runs, simes
 from sinkscope.discovery.peaks import Peaks, measure_peaks
 from sinkscope.discovery.settings import DiscoverySettings
 from sinkscope.discovery.threshold import BandTokens, calibrate_band, layer_bands, overall_tau
@@ -125,7 +124,7 @@ class _Discovery:
         measure_stability(
             self.sinks, self.peaks, int(run.tokens.sample.max()) + 1, settings, minimum_run, effect, counted
         )
-        self.unlinked_dims = self._massive_without_link(counted, minimum_run)
+        self.unlinked_dims = self._massive_without_link(massive.p_values, counted, minimum_run)
         self.bands: list[BandTokens] = [
             calibrate_band(
                 first,
@@ -251,11 +250,12 @@ class _Discovery:
                 )
         return [entry for _, entry in sorted(found, key=lambda pair: -pair[0])][:LISTED]
 
-    def _massive_without_link(self, counted: Any, minimum_run: int) -> list[Candidate]:
+    def _massive_without_link(
+        self, p_values: Floats, counted: NDArray[np.bool_] | None, minimum_run: int
+    ) -> list[Candidate]:
         """Dimensions that would be candidates but for the link to attention; unadjusted, for they are rejected."""
         if counted is None:
             return []
-        p_values = peak_p_values(self.peaks.scores)
         combined = simes(p_values, axis=0)
         active = benjamini_hochberg(p_values, axis=0) <= EXTENSION_P_VALUE
         found = []

@@ -46,8 +46,8 @@ class Split:
         return float(min(max(value, inner[0]), inner[1]))
 
 
-def best_splits(score: Floats, label: NDArray[np.bool_], tolerance: float = 0.0) -> list[Split]:
-    """The splits whose F1 against the labels is within `tolerance` of the best, best gap first.
+def best_splits(score: Floats, label: NDArray[np.bool_]) -> list[Split]:
+    """The splits whose F1 against the labels is the best, widest gap first, which is the most robust choice.
 
     Parameters
     ----------
@@ -55,8 +55,6 @@ def best_splits(score: Floats, label: NDArray[np.bool_], tolerance: float = 0.0)
         Positive scores; larger means more of a sink.
     label : bool [n]
         What the split should find.
-    tolerance : float
-        Splits this close in F1 count as equally good, and the widest gap among them is the most robust choice.
     """
     if not label.any() or len(score) < 2:
         return []
@@ -69,14 +67,14 @@ def best_splits(score: Floats, label: NDArray[np.bool_], tolerance: float = 0.0)
     possible = lower < ordered
     if not possible.any():
         return []
-    good = np.flatnonzero(possible & (f1 >= f1[possible].max() - tolerance))
+    good = np.flatnonzero(possible & (f1 >= f1[possible].max()))
     splits = [Split(float(lower[i]), float(ordered[i]), float(f1[i]), int(above[i])) for i in good]
     return sorted(splits, key=lambda split: -split.gap)
 
 
-def best_split(score: Floats, label: NDArray[np.bool_], tolerance: float = 0.0) -> Split | None:
+def best_split(score: Floats, label: NDArray[np.bool_]) -> Split | None:
     """The first of `best_splits`, or None where there are no labels or no different scores."""
-    splits = best_splits(score, label, tolerance)
+    splits = best_splits(score, label)
     return splits[0] if splits else None
 
 
