@@ -9,9 +9,6 @@ from sinkscope.discovery.null import Floats
 from sinkscope.discovery.settings import DiscoverySettings
 from sinkscope.store.reader import RunReader
 
-LEAST_JUDGED = 50
-"""With fewer tokens that enough later queries look at, attention says too little and is treated as not measured."""
-
 
 @dataclass(frozen=True)
 class AttentionLink:
@@ -37,6 +34,12 @@ class AttentionLink:
     def num_layers(self) -> int:
         return int(self.drawn.shape[1])
 
+    @property
+    def attended(self) -> NDArray[np.int64] | None:
+        """The layers that hold softmax attention, where some do not; else None."""
+        layers = np.flatnonzero([self.measured(layer) for layer in range(self.num_layers)])
+        return layers if len(layers) < self.num_layers else None
+
     def measured(self, layer: int) -> bool:
         """Whether attention of this layer was measured."""
         return layer < self.num_layers and not bool(np.isnan(self.drawn[:, layer]).all())
@@ -48,7 +51,7 @@ def read_link(run: RunReader, settings: DiscoverySettings) -> tuple[AttentionLin
     if table is None:
         return None, run.attributes.attention
     judged = table.later_queries >= settings.minimum_later_queries
-    if judged.sum() < LEAST_JUDGED:
+    if judged.sum() < settings.least_judged:
         return None, (
             f"only {int(judged.sum())} tokens have {settings.minimum_later_queries} later queries; give longer texts"
         )

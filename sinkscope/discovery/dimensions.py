@@ -5,6 +5,7 @@ peaks ──> p-values per layer ──> Simes over layers, Benjamini-Hochberg o
 """
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,14 +17,8 @@ from sinkscope.discovery.settings import DiscoverySettings
 from sinkscope.discovery.split import best_split, gap_split
 from sinkscope.discovery.tokens import TokenMagnitudes
 
-KEPT_TOKENS = 0.5
-"""Share of a dimension's top tokens that must still be large in the next layer for it to persist."""
 LEAST_PRESENCE = 0.25
 """Share of a layer's attention sinks on which a dimension must be among the largest coordinates to be looked at."""
-FAIR_PART = 0.5
-"""Between linked layers, massive tokens that draw this part of an attention sink's least attention keep their layer."""
-EXTENSION_P_VALUE = 0.05
-"""A found dimension's layers are extended to neighbours that pass this unadjusted level and the link to attention."""
 
 
 @dataclass
@@ -113,13 +108,34 @@ def massive_dimensions(
     return Massive(found[np.argsort(adjusted[found], kind="stable")], adjusted, active, p_values)
 
 
-def persistent(active: NDArray[np.bool_], minimum: int) -> NDArray[np.bool_]:
-    """`active` [n] without its stretches shorter than `minimum`."""
-    kept = np.zeros_like(active)
-    for first, last in runs(active):
-        if last - first + 1 >= minimum:
-            kept[first : last + 1] = True
-    return kept
+@dataclass(frozen=True)
+class Persistence:
+    """Where, and how long, a dimension must persist.
+
+    Attributes
+    ----------
+    minimum : int
+        Over so many consecutive hidden states.
+    attended : int64 [A] or None
+        Hybrids only: the layers that hold softmax attention. Where recurrent layers stand between them a spike may
+        exist right before attention only, so that hidden states consecutive among these count as consecutive too.
+    """
+
+    minimum: int
+    attended: NDArray[np.int64] | None = None
+
+    def held(self, active: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """`active` [L+1] without its stretches that are too short."""
+        kept = np.zeros_like(active)
+        for order in self.orders(len(active)):
+            for first, last in runs(active[order]):
+                if last - first + 1 >= self.minimum:
+                    kept[order[first : last + 1]] = True
+        return kept
+
+    def orders(self, depth: int) -> list[NDArray[np.int64]]:
+        """The sequences of hidden states along which to look."""
+        return [np.arange(depth)] + ([] if self.attended is None else [self.attended])
 
 
 def link_to_attention(link: AttentionLink, magnitudes: TokenMagnitudes, depth: int, width: int) -> Floats:
@@ -149,16 +165,18 @@ def find_candidates(
     peaks: Peaks,
     magnitudes: TokenMagnitudes,
     massive: Massive,
-    minimum_run: int,
+    settings: DiscoverySettings,
+    persistence: Persistence,
 ) -> tuple[list[Candidate], list[int]]:
     """Massive dimensions that persist over layers on the same tokens, and those that do not."""
     lasting: list[Candidate] = []
     fleeting: list[int] = []
     for dim in massive.dims.tolist():
         held = np.zeros(len(massive.active), bool)
-        for stretch in _without_rotation(massive.active[:, dim], dim, peaks, magnitudes):
-            if len(stretch) >= minimum_run:
-                held[stretch] = True
+        for order in persistence.orders(len(held)):
+            for stretch in _without_rotation(massive.active[:, dim], order, dim, peaks, magnitudes, settings):
+                if len(stretch) >= persistence.minimum:
+                    held[stretch] = True
         if held.any():
             lasting.append(Candidate(dim, float(massive.adjusted[dim]), held))
         else:
@@ -167,19 +185,24 @@ def find_candidates(
 
 
 def _without_rotation(
-    active: NDArray[np.bool_], dim: int, peaks: Peaks, magnitudes: TokenMagnitudes
+    active: NDArray[np.bool_],
+    order: NDArray[np.int64],
+    dim: int,
+    peaks: Peaks,
+    magnitudes: TokenMagnitudes,
+    settings: DiscoverySettings,
 ) -> list[list[int]]:
-    """Stretches of layers over which the same tokens stay large in the dimension."""
+    """Stretches of layers, consecutive in `order`, over which the same tokens stay large in the dimension."""
     stretches: list[list[int]] = []
-    for first, last in runs(active):
-        stretch = [first]
-        for layer in range(first + 1, last + 1):
-            before = peaks.token[layer - 1, dim]
+    for first, last in runs(active[order]):
+        layers = order[first : last + 1].tolist()
+        stretch = [layers[0]]
+        for earlier, layer in pairwise(layers):
+            before, top = peaks.token[earlier, dim], peaks.token[layer, dim]
             now = np.abs(magnitudes.values(layer, dim)[before[before >= 0]])
-            top = peaks.token[layer, dim]
             usual = np.median(np.abs(magnitudes.values(layer, dim)[top[top >= 0]]))
             # Half of the way, on a log scale, from the ordinary magnitude to the peak.
-            if np.mean(now >= np.sqrt(usual * min(peaks.typical[layer, dim], usual))) < KEPT_TOKENS:
+            if np.mean(now >= np.sqrt(usual * min(peaks.typical[layer, dim], usual))) < settings.kept_tokens:
                 stretches.append(stretch)
                 stretch = []
             stretch.append(layer)
@@ -204,13 +227,15 @@ def judge_link(
     peaks: Peaks,
     p_values: Floats,
     settings: DiscoverySettings,
-    minimum_run: int,
+    persistence: Persistence,
 ) -> None:
     """Fill in `linked` and `link_f1`: in which layers do a candidate's massive tokens draw the attention?
 
     Layers next to linked ones are added where the dimension passes the link and is large there too: within a found
     dimension its extent is no new discovery. A layer between linked ones stays where the dimension is massive and its
-    tokens draw a fair part of what makes an attention sink.
+    tokens draw a fair part of what makes an attention sink, or where there is no attention to draw. At the ends of a
+    stretch, layers in which the agreement is nearer to the least that is asked for than to what is usual in the
+    stretch are let go: there the sinks only form or fade.
     """
     for candidate in candidates:
         if agreement is None or link is None:
@@ -220,16 +245,27 @@ def judge_link(
         candidate.link_f1 = agreement[:, candidate.dim]
         strong = np.nan_to_num(candidate.link_f1) >= settings.link_f1
         linked = candidate.massive & strong
-        reach = (candidate.massive | (p_values[:, candidate.dim] <= EXTENSION_P_VALUE)) & strong
+        reach = (candidate.massive | (p_values[:, candidate.dim] <= settings.extension_p_value)) & strong
         for first, last in runs(reach):
             if linked[first : last + 1].any():
                 linked[first : last + 1] = True
-        fair = drawn_by_top(candidate.dim, link, peaks, len(p_values)) >= FAIR_PART * settings.attention_sink
+        fair = drawn_by_top(candidate.dim, link, peaks, len(p_values)) >= settings.fair_part * settings.attention_sink
+        fair |= ~np.array([link.measured(layer) for layer in range(len(p_values))])
         for first, last in runs((candidate.massive & fair) | linked):
             inside = np.flatnonzero(linked[first : last + 1])
             if len(inside):
                 linked[first + inside[0] : first + inside[-1] + 1] = True
-        candidate.linked = persistent(linked, minimum_run)
+        candidate.linked = persistence.held(_without_faded_ends(linked, candidate.link_f1, settings.link_f1))
+
+
+def _without_faded_ends(linked: NDArray[np.bool_], agreement: Floats, least: float) -> NDArray[np.bool_]:
+    kept = linked.copy()
+    for first, last in runs(linked):
+        inside = agreement[first : last + 1]
+        clear = np.flatnonzero(inside >= (np.nanmedian(inside) + least) / 2)
+        kept[first : first + clear[0]] = False
+        kept[first + clear[-1] + 1 : last + 1] = False
+    return kept
 
 
 def judge_energy(
@@ -237,7 +273,7 @@ def judge_energy(
     link: AttentionLink | None,
     magnitudes: TokenMagnitudes,
     settings: DiscoverySettings,
-    minimum_run: int,
+    persistence: Persistence,
 ) -> None:
     """Fill in `core` and `energy_ratio`.
 
@@ -264,31 +300,29 @@ def judge_energy(
     for candidate in candidates:
         with np.errstate(invalid="ignore"):
             core = candidate.linked & (candidate.energy_ratio >= settings.companion_ratio)
-        candidate.core = persistent(core, minimum_run)
+        candidate.core = persistence.held(core)
 
 
 def measure_stability(
     candidates: list[Candidate],
     peaks: Peaks,
-    num_samples: int,
+    weights: NDArray[np.int64],
     settings: DiscoverySettings,
-    minimum_run: int,
+    persistence: Persistence,
     effect_share: float,
     counted: NDArray[np.bool_] | None,
 ) -> None:
     """Fill in `stability`: the share of bootstraps over samples in which the dimension is massive and persists."""
     if not candidates:
         return
-    generator = np.random.default_rng(settings.seed)
     found = np.zeros(len(candidates))
-    for _ in range(settings.bootstraps):
-        weight = np.bincount(generator.integers(0, num_samples, num_samples), minlength=num_samples)
+    for weight in weights:
         again = massive_dimensions(peaks.resampled(weight), effect_share, settings, counted)
         for index, candidate in enumerate(candidates):
-            lasts = persistent(again.active[:, candidate.dim], minimum_run).any()
+            lasts = persistence.held(again.active[:, candidate.dim]).any()
             found[index] += candidate.dim in again.dims and bool(lasts)
     for index, candidate in enumerate(candidates):
-        candidate.stability = float(found[index] / settings.bootstraps)
+        candidate.stability = float(found[index] / len(weights))
 
 
 def all_token_outliers(peaks: Peaks, settings: DiscoverySettings) -> dict[int, NDArray[np.bool_]]:

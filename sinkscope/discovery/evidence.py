@@ -7,11 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sinkscope.discovery.attention import AttentionLink
-from sinkscope.discovery.settings import DiscoverySettings
+from sinkscope.discovery.find import Findings
 from sinkscope.discovery.split import auroc, average_precision
-from sinkscope.discovery.threshold import BandTokens
-from sinkscope.discovery.tokens import TokenMagnitudes
 from sinkscope.store.layout import KIND_SPECIAL, KIND_VISUAL, TokenTable
 
 TRIGGER_SHARE = 0.02
@@ -19,17 +16,18 @@ TRIGGER_SHARE = 0.02
 NAMED_TOKENS = 12
 
 
-def attention_evidence(
-    bands: list[BandTokens], link: AttentionLink, magnitudes: TokenMagnitudes, settings: DiscoverySettings
-) -> dict[str, Any]:
+def attention_evidence(found: Findings) -> dict[str, Any]:
     """How well the flagged tokens are those that draw attention, layer by layer.
 
     Returns
     -------
     dict
         Ready for JSON. F1, AUROC and average precision compare flagged tokens and scores with attention sinks, tokens
-        whose mean attention from later queries is above the threshold; attention is the mean over heads.
+        whose mean attention from later queries is above the threshold; attention is the mean over heads. Share of mass
+        is what the flagged tokens draw of all attention; the value norm ratio is theirs over the others'.
     """
+    bands, link, magnitudes, settings = found.bands, found.link, found.magnitudes, found.settings
+    assert link is not None
     rows = []
     for entry in bands:
         for layer, mask in entry.flagged.items():
@@ -65,6 +63,46 @@ def attention_evidence(
         "mean_drawn_by_others": _number(_mean_of(rows, "drawn_by_others")),
         "layers": rows,
     }
+
+
+def sinks_by_kind(found: Findings) -> list[dict[str, Any]]:
+    """Sink tokens of every band by where they come from.
+
+    Returns
+    -------
+    list of dict
+        Ready for JSON, one entry for each band and each kind that it has: `kind` is "text", "visual" (a visual token
+        that becomes a sink inside the decoder) or "propagated" (a visual token that holds the band's dimensions when
+        it enters layer 0 already: its massive activation comes from the vision encoder); with the number of tokens
+        and of samples that have them, and the mean attention that they draw, null where it was not measured.
+    """
+    tokens = found.run.tokens
+    entries = []
+    for entry in found.bands:
+        union = np.any(list(entry.flagged.values()), axis=0)
+        energy = found.magnitudes.joint(0, entry.band.dims) ** 2
+        share = energy / (found.width * np.maximum(found.magnitudes.rms(0), np.finfo(np.float32).tiny) ** 2)
+        visual = tokens.kind == KIND_VISUAL
+        propagated = visual & (share >= found.effect_share)
+        for kind, members in (("text", ~visual), ("visual", visual & ~propagated), ("propagated", propagated)):
+            mask = union & members
+            if not mask.any():
+                continue
+            drawn: list[float] = []
+            for layer, flagged in entry.flagged.items():
+                if found.link is not None and found.link.measured(layer):
+                    drawn += found.link.drawn[(flagged & mask)[found.link.token], layer].tolist()
+            entries.append(
+                {
+                    "first_layer": entry.band.first_layer,
+                    "last_layer": entry.band.last_layer,
+                    "kind": kind,
+                    "tokens": int(mask.sum()),
+                    "samples": len(np.unique(tokens.sample[mask])),
+                    "attention_drawn": _number(_mean(drawn)),
+                }
+            )
+    return entries
 
 
 def triggers(

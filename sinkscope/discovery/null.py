@@ -1,5 +1,7 @@
 """P-values from the bulk of the dimensions, and false-discovery control. Pure functions of arrays."""
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -7,6 +9,43 @@ Floats = NDArray[np.float64]
 
 SPARED = 8
 """At least so many top dimensions take no part in fitting the null, because they may be sink dimensions."""
+
+
+class Tail(NamedTuple):
+    """The tail of the ordinary dimensions of a layer: above `base` their scores are exponential with mean `scale`.
+
+    `inside` is the share of dimensions above `base`, `fitted` the number of dimensions that the scale rests on; `base`
+    and `scale` are float64 [..., 1].
+    """
+
+    base: Floats
+    scale: Floats
+    inside: float
+    fitted: int
+
+    def p_values(self, score: Floats) -> Floats:
+        """Predictive tail probability of a score; 1 in the bulk."""
+        excess = np.maximum(score - self.base, 0.0) / self.scale
+        return np.where(excess > 0, self.inside * (1.0 + excess / self.fitted) ** -self.fitted, 1.0)
+
+    def score_at(self, p_value: float) -> Floats:
+        """The score whose tail probability is `p_value`, float64 [..., 1]."""
+        excess = self.fitted * ((self.inside / min(p_value, self.inside)) ** (1.0 / self.fitted) - 1.0)
+        return self.base + self.scale * excess
+
+
+def fit_tail(score: Floats) -> Tail:
+    """Fit the tail to the dimensions just below the top; the last axis of `score` runs over dimensions."""
+    width = score.shape[-1]
+    spared = min(max(SPARED, width // 100), max(1, width // 6))
+    fitted = min(max(20, width // 10), max(2, int(0.6 * width) - spared))
+    # Only the top is needed in order.
+    reach = min(width, spared + fitted + 1)
+    order = -np.sort(np.partition(-score, reach - 1, axis=-1)[..., :reach], axis=-1)
+    top, base = order[..., spared : spared + 1], order[..., spared + fitted : spared + fitted + 1]
+    scale = ((order[..., spared : spared + fitted] - base).sum(-1, keepdims=True) + spared * (top - base)) / fitted
+    # A layer of equal scores has no tail; the smallest scale keeps its dimensions from all being outliers.
+    return Tail(base, np.maximum(scale, 1e-3), (spared + fitted) / width, fitted)
 
 
 def tail_p_values(score: Floats) -> Floats:
@@ -31,16 +70,7 @@ def tail_p_values(score: Floats) -> Floats:
     -----
     Hill, "A simple general approach to inference about the tail of a distribution", Annals of Statistics 3 (1975).
     """
-    width = score.shape[-1]
-    spared = min(max(SPARED, width // 100), max(1, width // 6))
-    fitted = min(max(20, width // 10), max(2, int(0.6 * width) - spared))
-    order = -np.sort(-score, axis=-1)
-    top, base = order[..., spared : spared + 1], order[..., spared + fitted : spared + fitted + 1]
-    scale = ((order[..., spared : spared + fitted] - base).sum(-1, keepdims=True) + spared * (top - base)) / fitted
-    # A layer of equal scores has no tail; the smallest scale keeps its dimensions from all being outliers.
-    excess = np.maximum(score - base, 0.0) / np.maximum(scale, 1e-3)
-    inside = (spared + fitted) / width
-    return np.where(excess > 0, inside * (1.0 + excess / fitted) ** -fitted, 1.0)
+    return fit_tail(score).p_values(score)
 
 
 def simes(p_values: Floats, axis: int = 0) -> Floats:

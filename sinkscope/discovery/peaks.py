@@ -15,10 +15,6 @@ SMALLEST = 1e-9
 """Floor under the excess ratio, so that dimensions without any excess have a finite logarithm."""
 
 
-SAMPLES_PER_TOKEN = 4
-"""A trigger that occurs in a quarter of the samples is found, one odd token is not, once there are a few samples."""
-
-
 class PeakScores(NamedTuple):
     """Two views of every dimension's peak, both float64 [L+1, D].
 
@@ -70,10 +66,10 @@ class Peaks:
         energy, contrast = (np.median(values[..., : self.used], axis=-1) for values in self.token_scores)
         return PeakScores(energy, contrast)
 
-    def resampled(self, weight: NDArray[np.int64]) -> PeakScores:
-        """The scores when sample s counts `weight[s]` times."""
+    def resampled(self, weight: NDArray[np.int64], used: int | None = None) -> PeakScores:
+        """The scores when sample s counts `weight[s]` times, over `used` top tokens."""
         counted = np.append(weight, 0)[self.sample]
-        reached = np.cumsum(counted, axis=-1) >= self.used / 2
+        reached = np.cumsum(counted, axis=-1) >= (self.used if used is None else used) / 2
         place = np.where(reached.any(-1), reached.argmax(-1), self.sample.shape[-1] - 1)[..., None]
         energy, contrast = (np.take_along_axis(values, place, -1)[..., 0] for values in self.token_scores)
         return PeakScores(energy, contrast)
@@ -87,12 +83,12 @@ def measure_peaks(run: RunReader, settings: DiscoverySettings) -> Peaks:
     run : RunReader
         An open run file.
     settings : DiscoverySettings
-        `typical_quantile` and `top_tokens` are used.
+        `typical_quantile`, `top_tokens` and `samples_per_token` are used.
     """
     statistics, tokens = run.statistics, run.tokens
     depth, width, kept = statistics.topk_token.shape
     num_samples = int(tokens.sample.max()) + 1 if len(tokens) else 0
-    used = max(1, min(kept, settings.top_tokens, num_samples // SAMPLES_PER_TOKEN))
+    used = max(1, min(kept, settings.top_tokens, num_samples // settings.samples_per_token))
     typical, share = np.empty((depth, width)), np.empty((depth, width))
     energy, contrast = np.empty((depth, width, kept)), np.empty((depth, width, kept))
     token, sample = (np.empty((depth, width, kept), np.int64) for _ in range(2))

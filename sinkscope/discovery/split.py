@@ -78,6 +78,65 @@ def best_split(score: Floats, label: NDArray[np.bool_]) -> Split | None:
     return splits[0] if splits else None
 
 
+def split_at(score: Floats, label: NDArray[np.bool_], threshold: float) -> Split:
+    """The split that `threshold` makes: the interval in which every other threshold makes the same, and its F1."""
+    above = score >= threshold
+    low = float(score[~above].max()) if not above.all() else float(score.min()) / EDGE
+    high = float(score[above].min()) if above.any() else low * EDGE
+    total = int(above.sum() + label.sum())
+    return Split(low, max(high, low), 2.0 * int((above & label).sum()) / total if total else 1.0, int(above.sum()))
+
+
+def resampled_thresholds(
+    score: Floats,
+    label: NDArray[np.bool_] | None,
+    sample: NDArray[np.int64],
+    weights: NDArray[np.int64],
+    rarest: int = 1,
+) -> Floats:
+    """The best threshold in every resampling of the samples, float64 [B]; NaN where it has none.
+
+    Parameters
+    ----------
+    score : float64 [n]
+        Positive scores.
+    label : bool [n] or None
+        What the split should find; the widest gap with at least `rarest` tokens above decides without it.
+    sample : int64 [n]
+        Sample of every token.
+    weights : int64 [B, samples]
+        How often every sample counts.
+    """
+    order = np.argsort(-score, kind="stable")
+    if label is None:
+        # Only the upper part can be split, with a margin for samples that a resampling leaves out.
+        order = order[: max(8 * rarest, len(order) // 2)]
+    ordered, of = score[order], sample[order]
+    marked = None if label is None else label[order]
+    found = np.full(len(weights), np.nan)
+    for index, weight in enumerate(weights):
+        counted = weight[of]
+        kept = counted > 0
+        if marked is None:
+            split = gap_split(ordered[kept], rarest)
+        else:
+            split = _best_of_sorted(ordered[kept], marked[kept], counted[kept])
+        if split is not None:
+            found[index] = split.threshold
+    return found
+
+
+def _best_of_sorted(ordered: Floats, label: NDArray[np.bool_], weight: NDArray[np.int64]) -> Split | None:
+    hit, above = np.cumsum(weight * label), np.cumsum(weight)
+    if not len(ordered) or not hit[-1]:
+        return None
+    lower = np.append(ordered[1:], max(ordered[-1] / EDGE, np.finfo(np.float64).tiny))
+    f1 = np.where(lower < ordered, 2.0 * hit / (above + hit[-1]), -1.0)
+    good = np.flatnonzero(f1 >= f1.max())
+    best = good[np.argmax(ordered[good] / np.maximum(lower[good], np.finfo(np.float64).tiny))]
+    return Split(float(lower[best]), float(ordered[best]), float(f1[best]), int(above[best]))
+
+
 def gap_split(score: Floats, rarest: int = 1, largest_share: float = 0.25) -> Split | None:
     """The widest gap, on a log scale, with at least `rarest` tokens and at most `largest_share` of them above.
 

@@ -1,9 +1,11 @@
 """Layer bands, and the thresholds that tell sink tokens from the others in each.
 
 Thresholds are sought on the joint magnitude of the band's dimensions over the layer's typical one, which does not
-saturate, and then given back as phi, whose range ends at sqrt(D).
+saturate, and then given back as phi, whose range ends at sqrt(D). A threshold is the median of the best thresholds over
+resamplings of the samples: steadier than the best one, and it comes with its interval.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,14 +15,14 @@ from sinkscope.discovery.attention import AttentionLink
 from sinkscope.discovery.dimensions import Candidate
 from sinkscope.discovery.null import Floats, runs
 from sinkscope.discovery.settings import DiscoverySettings
-from sinkscope.discovery.split import Split, best_split, best_splits, gap_split
+from sinkscope.discovery.split import Split, resampled_thresholds, split_at
 from sinkscope.discovery.tokens import TokenMagnitudes
 from sinkscope.profile.schema import Band, LayerScale, Tau
 
-FEW_SINKS = 5
-"""With fewer attention sinks in a layer its own threshold is noise, and the band's serves."""
-SEPARATED_F1 = 0.95
-SEPARATED_GAP = 0.2
+CONFIDENCE = 0.95
+"""Of the bootstrap intervals."""
+LARGEST_SHARE = 0.25
+"""Where the gap decides, at most so many tokens are sinks."""
 
 
 @dataclass
@@ -29,6 +31,24 @@ class BandTokens:
 
     band: Band
     flagged: dict[int, NDArray[np.bool_]]
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A threshold with its bootstrap interval."""
+
+    value: float
+    interval: tuple[float, float]
+
+    @classmethod
+    def of(cls, found: Floats) -> "Threshold | None":
+        """Median and interval of resampled thresholds; None where hardly any resampling has one."""
+        known = found[np.isfinite(found)]
+        if len(known) <= len(found) / 2:
+            return None
+        outside = 50 * (1 - CONFIDENCE)
+        low, middle, high = np.exp(np.percentile(np.log(known), [outside, 50, 100 - outside]))
+        return cls(float(middle), (float(low), float(high)))
 
 
 def layer_bands(sinks: list[Candidate], num_layers: int) -> list[tuple[int, int, tuple[int, ...]]]:
@@ -48,7 +68,9 @@ def calibrate_band(
     dims: tuple[int, ...],
     link: AttentionLink | None,
     magnitudes: TokenMagnitudes,
-    scale: dict[int, float],
+    scale: Mapping[int, float],
+    sample: NDArray[np.int64],
+    weights: NDArray[np.int64],
     settings: DiscoverySettings,
     rarest: int,
 ) -> BandTokens:
@@ -61,84 +83,136 @@ def calibrate_band(
     link : AttentionLink or None
         With it thresholds agree best with attention sinks; without it they lie in the widest gap.
     magnitudes : TokenMagnitudes
-    scale : dict of layer to float
+    scale : mapping of layer to float
         Typical joint magnitude of the dims in each layer.
+    sample : int64 [N]
+        Sample of every token.
+    weights : int64 [B, samples]
+        Resamplings of the samples.
     settings : DiscoverySettings
+        `few_sinks`, `separated_f1` and `separated_gap` are used.
     rarest : int
         Where the gap decides, at least so many tokens are sinks.
     """
     layers = range(first, last + 1)
     scores = {layer: magnitudes.joint(layer, dims) / scale[layer] for layer in layers}
     label = {layer: link.sink[:, layer] for layer in layers if link is not None and link.measured(layer)}
-    if link is not None and any(sinks.any() for sinks in label.values()):
-        pooled = best_split(
-            np.concatenate([scores[layer][link.token] for layer in label]),
-            np.concatenate(list(label.values())),
-        )
+    rows = slice(None) if link is None else link.token
+    if any(sinks.any() for sinks in label.values()):
+        judged = {layer: scores[layer][rows] for layer in label}
+        pooled = _pooled(judged, label, sample[rows], weights, rarest)
     else:
-        label = {}
-        pooled = gap_split(np.concatenate(list(scores.values())), rarest * len(layers))
-    if pooled is None:
-        # All scores equal: nothing separates, and the threshold sits just above them.
-        highest = max(float(score.max()) for score in scores.values())
-        pooled = Split(highest, 2 * highest, 0.0, 0)
-    thresholds: dict[int, float] = {}
+        judged, label = scores, {}
+        pooled = _pooled(scores, None, sample, weights, rarest)
+    own: dict[int, Threshold] = {}
     for layer in layers:
-        own: list[Split] = []
-        if layer in label and label[layer].sum() >= FEW_SINKS and link is not None:
-            own = best_splits(scores[layer][link.token], label[layer])
+        found = None
+        if layer in label and label[layer].sum() >= settings.few_sinks:
+            found = Threshold.of(resampled_thresholds(judged[layer], label[layer], sample[rows], weights))
         elif not label:
-            gap = gap_split(scores[layer], rarest)
-            own = [gap] if gap else []
-        thresholds[layer] = _near(own, pooled.threshold)
-    flagged = {layer: scores[layer] >= thresholds[layer] for layer in layers}
-    phi_split = _phi_split({layer: magnitudes.phi(layer, dims) for layer in layers}, flagged)
-    separated = pooled.f1 >= SEPARATED_F1 and pooled.gap >= SEPARATED_GAP
+            found = Threshold.of(resampled_thresholds(scores[layer], None, sample, weights, rarest))
+        own[layer] = found or pooled
+    flagged = {layer: scores[layer] >= own[layer].value for layer in layers}
+    splits = [
+        split_at(judged[layer], label.get(layer, judged[layer] >= own[layer].value), own[layer].value)
+        for layer in judged
+    ]
+    whole = _split_of(judged, pooled.value)
+    phi = {layer: magnitudes.phi(layer, dims) for layer in layers}
+    tau_phi, phi_split = phi_threshold(phi, flagged, sample, weights)
+    separated = (
+        np.mean([split.f1 for split in splits]) >= settings.separated_f1
+        and np.median([split.gap for split in splits]) >= settings.separated_gap
+    )
     band = Band(
         first_layer=first,
         last_layer=last,
         dims=list(dims),
-        tau_phi=phi_split.threshold if phi_split else None,
+        tau_phi=tau_phi.value if tau_phi else None,
         tau_phi_interval=(phi_split.low, phi_split.high) if phi_split else None,
+        tau_phi_bootstrap=tau_phi.interval if tau_phi else None,
         scale=float(np.exp(np.mean([np.log(scale[layer]) for layer in layers]))),
-        tau_score=pooled.threshold,
-        tau_score_interval=(pooled.low, pooled.high),
+        tau_score=pooled.value,
+        tau_score_interval=(min(whole.low, pooled.value), max(whole.high, pooled.value)),
+        tau_score_bootstrap=pooled.interval,
         quality="separated" if separated else "overlapping",
-        layers=[LayerScale(layer=layer, scale=scale[layer], tau_score=thresholds[layer]) for layer in layers],
+        layers=[
+            LayerScale(
+                layer=layer, scale=scale[layer], tau_score=own[layer].value, tau_score_bootstrap=own[layer].interval
+            )
+            for layer in layers
+        ],
     )
     return BandTokens(band, flagged)
 
 
-def overall_tau(bands: list[BandTokens], magnitudes: TokenMagnitudes, width: int) -> Tau | None:
+def overall_tau(
+    bands: list[BandTokens],
+    magnitudes: TokenMagnitudes,
+    sample: NDArray[np.int64],
+    weights: NDArray[np.int64],
+    width: int,
+) -> Tau | None:
     """One tau on phi for the whole backbone: the split of all bands' tokens that agrees best with the flagged ones."""
     if not bands:
         return None
     phi = {layer: magnitudes.phi(layer, entry.band.dims) for entry in bands for layer in entry.flagged}
     flagged = {layer: mask for entry in bands for layer, mask in entry.flagged.items()}
-    split = _phi_split(phi, flagged)
-    if split is None:
+    tau, split = phi_threshold(phi, flagged, sample, weights)
+    if tau is None or split is None:
         return None
-    clean = split.f1 >= 1 - 1e-9
     return Tau(
-        phi=split.threshold,
+        phi=tau.value,
         phi_interval=(split.low, split.high),
-        energy_share=min(split.threshold**2 / width, 1.0),
-        quality="separated" if clean else "overlapping",
+        phi_bootstrap=tau.interval,
+        energy_share=min(tau.value**2 / width, 1.0),
+        quality="separated" if split.f1 >= 1 - 1e-9 else "overlapping",
     )
 
 
-def _near(splits: list[Split], value: float) -> float:
-    """The threshold closest to `value` that one of the equally good splits allows.
+def phi_threshold(
+    phi: Mapping[int, Floats],
+    flagged: Mapping[int, NDArray[np.bool_]],
+    sample: NDArray[np.int64],
+    weights: NDArray[np.int64],
+) -> tuple[Threshold | None, Split | None]:
+    """The threshold on phi that flags the same tokens best, and the split that it makes.
 
-    Inside the winning interval the value is kept off the edges by a tenth of its width where the interval is wide.
+    Where no token of another kind lies between, every threshold of the split's interval flags the same tokens.
     """
-    if not splits:
-        return value
-    best = min(splits, key=lambda split: abs(np.log(split.nearest(value) / value)))
-    margin = min(0.1 * best.gap, 0.25)
-    low, high = best.low * np.exp(margin), best.high * np.exp(-margin)
-    return float(min(max(value, low), high))
+    scores, labels = np.concatenate(list(phi.values())), np.concatenate([flagged[layer] for layer in phi])
+    if not labels.any():
+        return None, None
+    # Tokens far below can change no split; without them the resamplings cost little.
+    below = -np.sort(-scores[~labels])
+    enough = min(len(below), max(1000, 4 * int(labels.sum())))
+    near = labels | (scores >= min([scores[labels].min(), *below[enough - 1 : enough]]))
+    tau = Threshold.of(resampled_thresholds(scores[near], labels[near], np.tile(sample, len(phi))[near], weights))
+    if tau is None:
+        return None, None
+    split = split_at(scores, labels, tau.value)
+    return Threshold(min(tau.value, split.high), tau.interval), split
 
 
-def _phi_split(phi: dict[int, Floats], flagged: dict[int, NDArray[np.bool_]]) -> Split | None:
-    return best_split(np.concatenate(list(phi.values())), np.concatenate([flagged[layer] for layer in phi]))
+def _pooled(
+    scores: Mapping[int, Floats],
+    label: Mapping[int, NDArray[np.bool_]] | None,
+    sample: NDArray[np.int64],
+    weights: NDArray[np.int64],
+    rarest: int,
+) -> Threshold:
+    """One threshold for all layers of a band."""
+    together = np.concatenate(list(scores.values()))
+    labels = None if label is None else np.concatenate([label[layer] for layer in scores])
+    found = resampled_thresholds(together, labels, np.tile(sample, len(scores)), weights, rarest * len(scores))
+    threshold = Threshold.of(found)
+    if threshold is None:
+        # All scores equal: nothing separates, and the threshold sits just above them.
+        highest = float(together.max())
+        return Threshold(2 * highest, (highest, 4 * highest))
+    return threshold
+
+
+def _split_of(scores: Mapping[int, Floats], threshold: float) -> Split:
+    together = np.concatenate(list(scores.values()))
+    return split_at(together, together >= threshold, threshold)

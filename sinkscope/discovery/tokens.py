@@ -1,12 +1,16 @@
 """Magnitudes of chosen dimensions on every calibration token, out of a run file."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sinkscope.discovery.null import Floats
 from sinkscope.store.reader import RunReader
+
+CACHED_VALUES = 2**25
+"""So many float64 values are kept at most: 256 MiB."""
 
 
 class TokenMagnitudes:
@@ -28,9 +32,14 @@ class TokenMagnitudes:
         self._typical = typical
         self._layer = -1
         self._kept: tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32]] | None = None
+        # The same few dimensions are asked for again and again; a bound keeps memory small on large runs.
+        self._values = lru_cache(maxsize=max(8, CACHED_VALUES // max(len(run.tokens), 1)))(self._compute)
 
     def values(self, layer: int, dim: int) -> Floats:
-        """x[d] of every token entering `layer`, float64 [N]."""
+        """x[d] of every token entering `layer`, float64 [N]; not to be written to."""
+        return self._values(layer, dim)
+
+    def _compute(self, layer: int, dim: int) -> Floats:
         kept_dim, kept_value, _ = self._kept_at(layer)
         match = kept_dim == dim
         value = np.where(match, kept_value, 0.0).sum(1, dtype=np.float64)

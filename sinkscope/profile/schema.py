@@ -88,10 +88,14 @@ class RejectedDimension(_Part):
 
 
 class Tau(_Part):
-    """Threshold on phi for the whole backbone, with the interval in which every choice gives the same tokens."""
+    """Threshold on phi for the whole backbone, with the interval in which every choice gives the same tokens.
+
+    `phi_bootstrap` is its 95 % interval over resamplings of the calibration samples.
+    """
 
     phi: NonNegative | None = None
     phi_interval: tuple[NonNegative, NonNegative] | None = None
+    phi_bootstrap: tuple[NonNegative, NonNegative] | None = None
     energy_share: Share | None = None
     quality: Literal["separated", "overlapping", "unknown"] = "unknown"
 
@@ -107,6 +111,7 @@ class LayerScale(_Part):
     layer: Index
     scale: Positive
     tau_score: Positive | None = None
+    tau_score_bootstrap: tuple[Positive, Positive] | None = None
 
 
 class Band(_Part):
@@ -115,7 +120,8 @@ class Band(_Part):
     The calibrated score of a token is sqrt(sum over `dims` of x[d]^2) / scale, where scale is the layer's typical
     (median) value of that joint magnitude. A token is a sink where score >= `tau_score`. A layer's entry in `layers`
     refines both; a reader that ignores it uses the band's own `scale` and `tau_score`. Without a calibrated score a
-    token is a sink where phi >= `tau_phi`.
+    token is a sink where phi >= `tau_phi`. Inside an `_interval` every threshold flags the same calibration tokens; a
+    `_bootstrap` is the threshold's 95 % interval over resamplings of the calibration samples.
     """
 
     first_layer: Index
@@ -123,9 +129,11 @@ class Band(_Part):
     dims: Annotated[list[Index], Field(min_length=1, max_length=64)]
     tau_phi: NonNegative | None = None
     tau_phi_interval: tuple[NonNegative, NonNegative] | None = None
+    tau_phi_bootstrap: tuple[NonNegative, NonNegative] | None = None
     scale: Positive | None = None
     tau_score: Positive | None = None
     tau_score_interval: tuple[Positive, Positive] | None = None
+    tau_score_bootstrap: tuple[Positive, Positive] | None = None
     quality: Literal["separated", "overlapping", "unknown"] = "unknown"
     layers: Annotated[list[LayerScale], Field(max_length=2**16)] = []
 

@@ -1,0 +1,120 @@
+"""The dimensions of a profile: what is said of sink dimensions and of those that are not."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sinkscope.discovery.dimensions import Candidate
+from sinkscope.discovery.evidence import triggers
+from sinkscope.discovery.find import Findings
+from sinkscope.discovery.null import runs
+from sinkscope.profile.schema import RejectedDimension, SinkDimension
+
+LISTED = 16
+"""At most so many rejected dimensions of a kind are listed."""
+
+
+def sink_dimensions(found: Findings) -> list[SinkDimension]:
+    """The sink dimensions, those with the most energy first."""
+    return sorted(
+        (_sink_dimension(found, sink) for sink in found.sinks), key=lambda entry: -(entry.energy_share or 0.0)
+    )
+
+
+def _sink_dimension(found: Findings, sink: Candidate) -> SinkDimension:
+    """Summary over the tokens that the bands of this dimension flag."""
+    best: dict[str, Any] = {"energy_share": -1.0}
+    union = np.zeros(len(found.run.tokens), bool)
+    drawn: list[float] = []
+    for entry in found.bands:
+        if sink.dim not in entry.band.dims:
+            continue
+        for layer, mask in entry.flagged.items():
+            # In a band of several dimensions, a token belongs to this one where it holds a fair part of it.
+            value = found.magnitudes.values(layer, sink.dim)
+            joint = found.magnitudes.joint(layer, entry.band.dims)
+            own = mask & (value**2 >= found.settings.companion_ratio * joint**2)
+            if not own.any():
+                continue
+            union |= own
+            share = value[own] ** 2 / (found.width * found.magnitudes.rms(layer)[own] ** 2)
+            if found.link is not None and found.link.measured(layer) and own[found.link.token].any():
+                drawn.append(float(found.link.drawn[own[found.link.token], layer].mean()))
+            usual = max(found.peaks.typical[layer, sink.dim], 1e-30)
+            if np.median(share) > best["energy_share"]:
+                best = {
+                    "energy_share": min(float(np.median(share)), 1.0),
+                    "typical_value": float(np.median(value[own])),
+                    "phi": float(np.median(np.sqrt(np.minimum(share, 1.0) * found.width))),
+                    "contrast": float(np.median(np.abs(value[own])) / usual),
+                    "sign": int(np.sign(np.median(np.sign(value[own])))),
+                }
+    kinds, examples, visual = triggers(union, found.run.tokens, found.run.token_text)
+    layers = np.flatnonzero(sink.core[: found.num_layers])
+    return SinkDimension.model_validate(
+        best
+        | {
+            "dim": sink.dim,
+            "p_value": sink.p_value,
+            "stability": sink.stability,
+            "first_layer": int(layers[0]),
+            "last_layer": int(layers[-1]),
+            "triggers": kinds,
+            "trigger_tokens": examples,
+            "fires_on_visual": visual > 0,
+            "attention_drawn": float(np.mean(drawn)) if drawn else None,
+        }
+    )
+
+
+def companions(found: Findings) -> list[RejectedDimension]:
+    """Dimensions that rise on the same sink tokens, with too little energy to count."""
+    sinks = {sink.dim for sink in found.sinks}
+    layers = {
+        candidate.dim: candidate.linked for candidate in found.candidates if candidate.linked.any()
+    } | found.linked_layers
+    listed = []
+    for dim, where in layers.items():
+        ratios = [
+            np.median(
+                found.magnitudes.values(layer, dim)[mask] ** 2
+                / found.magnitudes.joint(layer, [dim, *entry.band.dims])[mask] ** 2
+            )
+            for entry in found.bands
+            for layer, mask in entry.flagged.items()
+            if where[layer] and mask.any()
+        ]
+        if dim not in sinks and ratios:
+            said = f"rises on sink tokens, with at most {max(ratios):.2g} of their energy"
+            listed.append((max(ratios), _rejected(dim, where, said)))
+    return [entry for _, entry in sorted(listed, key=lambda pair: -pair[0])][:LISTED]
+
+
+def content_dimensions(found: Findings) -> list[RejectedDimension]:
+    """Dimensions that are massive on few tokens which draw no attention."""
+    listed = []
+    for candidate in found.rejected:
+        assert found.link is not None
+        energy = found.peaks.scores.energy[:, candidate.dim]
+        layer = int(np.argmax(np.where(candidate.massive, energy, -np.inf)))
+        where = min(layer, found.num_layers - 1)
+        top = np.isin(found.link.token, found.peaks.token[layer, candidate.dim])
+        said = "none of them was measured"
+        if top.any() and found.link.measured(where):
+            said = f"these draw {found.link.drawn[top, where].mean():.3f} of the attention"
+        listed.append(_rejected(candidate.dim, candidate.massive, f"large on few tokens, but {said}"))
+    return listed[:LISTED]
+
+
+def outlier_dimensions(found: Findings) -> list[RejectedDimension]:
+    """All-token outliers that are no sink dimensions."""
+    sinks = {sink.dim for sink in found.sinks}
+    return [
+        _rejected(dim, active, "large on most tokens") for dim, active in found.outliers.items() if dim not in sinks
+    ][:LISTED]
+
+
+def _rejected(dim: int, where: NDArray[np.bool_], reason: str) -> RejectedDimension:
+    layers = runs(where)
+    return RejectedDimension(dim=dim, reason=reason, first_layer=layers[0][0], last_layer=layers[-1][1])

@@ -1,0 +1,182 @@
+"""The steps of the method over one run, in order: peaks, dimensions, bands with their thresholds."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sinkscope.discovery.attention import AttentionLink, read_link
+from sinkscope.discovery.dimensions import (
+    Candidate,
+    Persistence,
+    all_token_outliers,
+    find_candidates,
+    judge_energy,
+    judge_link,
+    link_to_attention,
+    massive_dimensions,
+    measure_stability,
+)
+from sinkscope.discovery.null import Floats, benjamini_hochberg, simes
+from sinkscope.discovery.peaks import Peaks, measure_peaks
+from sinkscope.discovery.settings import DiscoverySettings
+from sinkscope.discovery.threshold import BandTokens, calibrate_band, layer_bands
+from sinkscope.discovery.tokens import TokenMagnitudes
+from sinkscope.store.reader import RunReader
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the method found in a run.
+
+    Attributes
+    ----------
+    run, settings
+        What it looked at, and with which thresholds.
+    link : AttentionLink or None
+    unlinked : str or None
+        Why there is no link.
+    peaks, magnitudes, persistence
+        As measured.
+    weights : int64 [B, samples]
+        Resamplings of the samples.
+    counted : bool [D] or None
+        The dimensions whose largest tokens are the attention sinks of enough layers: the independent filter. None
+        where attention was not measured.
+    effect_share : float
+        What was asked of a massive peak.
+    linked_layers : dict of dimension to bool [L+1]
+        Layers in which a dimension's largest tokens are the attention sinks, whether it is massive or not.
+    candidates : list of Candidate
+        Massive dimensions that persist, judged.
+    fleeting : list of int
+        Massive dimensions that do not persist.
+    sinks : list of Candidate
+        The sink dimensions among the candidates.
+    rejected : list of Candidate
+        Dimensions that would be candidates but for the link to attention; their p-values are not adjusted.
+    outliers : dict of dimension to bool [L+1]
+        All-token outliers.
+    bands : list of BandTokens
+    """
+
+    run: RunReader
+    settings: DiscoverySettings
+    link: AttentionLink | None
+    unlinked: str | None
+    peaks: Peaks
+    magnitudes: TokenMagnitudes
+    persistence: Persistence
+    weights: NDArray[np.int64]
+    counted: NDArray[np.bool_] | None
+    effect_share: float
+    linked_layers: dict[int, NDArray[np.bool_]]
+    candidates: list[Candidate]
+    fleeting: list[int]
+    sinks: list[Candidate]
+    rejected: list[Candidate]
+    outliers: dict[int, NDArray[np.bool_]]
+    bands: list[BandTokens]
+
+    @property
+    def num_layers(self) -> int:
+        return self.run.attributes.num_layers
+
+    @property
+    def width(self) -> int:
+        return self.run.attributes.hidden_size
+
+    @property
+    def num_samples(self) -> int:
+        return len(np.unique(self.run.tokens.sample))
+
+
+def find(run: RunReader, settings: DiscoverySettings) -> Findings:
+    """Find sink dimensions, bands and thresholds in a run that holds tokens."""
+    depth, width = run.attributes.num_layers + 1, run.attributes.hidden_size
+    link, unlinked = read_link(run, settings)
+    persistence = Persistence(settings.run_length(depth - 1), link.attended if link is not None else None)
+    peaks = measure_peaks(run, settings)
+    magnitudes = TokenMagnitudes(run, peaks.typical)
+    agreement, counted = None, None
+    linked_layers: dict[int, NDArray[np.bool_]] = {}
+    if link is not None:
+        agreement = link_to_attention(link, magnitudes, depth, width)
+        strong = np.nan_to_num(agreement) >= settings.link_f1
+        held = {dim: persistence.held(strong[:, dim]) for dim in np.flatnonzero(strong.any(0)).tolist()}
+        linked_layers = {dim: layers for dim, layers in held.items() if layers.any()}
+        counted = np.isin(np.arange(width), list(linked_layers))
+    effect = settings.effect_share if link is not None else settings.effect_share_without_attention
+    massive = massive_dimensions(peaks.scores, effect, settings, counted)
+    candidates, fleeting = find_candidates(peaks, magnitudes, massive, settings, persistence)
+    judge_link(candidates, agreement, link, peaks, massive.p_values, settings, persistence)
+    judge_energy(candidates, link, magnitudes, settings, persistence)
+    sinks = [candidate for candidate in candidates if candidate.core[: depth - 1].any()]
+    weights = resamplings(int(run.tokens.sample.max()) + 1, settings)
+    measure_stability(sinks, peaks, weights, settings, persistence, effect, counted)
+    sample = run.tokens.sample.astype(np.int64)
+    bands = [
+        calibrate_band(
+            first,
+            last,
+            dims,
+            link,
+            magnitudes,
+            _scales(run, magnitudes, range(first, last + 1), dims),
+            sample,
+            weights,
+            settings,
+            max(1, peaks.used // 2),
+        )
+        for first, last, dims in layer_bands(sinks, depth - 1)
+    ]
+    return Findings(
+        run=run,
+        settings=settings,
+        link=link,
+        unlinked=unlinked,
+        peaks=peaks,
+        magnitudes=magnitudes,
+        persistence=persistence,
+        weights=weights,
+        counted=counted,
+        effect_share=effect,
+        linked_layers=linked_layers,
+        candidates=candidates,
+        fleeting=fleeting,
+        sinks=sinks,
+        rejected=_massive_without_link(massive.p_values, counted, settings, persistence),
+        outliers=all_token_outliers(peaks, settings),
+        bands=bands,
+    )
+
+
+def resamplings(num_samples: int, settings: DiscoverySettings) -> NDArray[np.int64]:
+    """How often every sample counts in every bootstrap, int64 [B, samples]."""
+    drawn = np.random.default_rng(settings.seed).integers(0, num_samples, (settings.bootstraps, num_samples))
+    return np.stack([np.bincount(row, minlength=num_samples) for row in drawn])
+
+
+def _scales(run: RunReader, magnitudes: TokenMagnitudes, layers: range, dims: tuple[int, ...]) -> dict[int, float]:
+    """Median joint magnitude over the sampled tokens, layer by layer."""
+    scales = {}
+    for layer in layers:
+        rows, states = run.sampled(layer)
+        joint = np.linalg.norm(states[:, list(dims)].astype(np.float64), axis=1)
+        scales[layer] = max(float(np.median(joint * magnitudes.rms(layer)[rows])), 1e-30)
+    return scales
+
+
+def _massive_without_link(
+    p_values: Floats, counted: NDArray[np.bool_] | None, settings: DiscoverySettings, persistence: Persistence
+) -> list[Candidate]:
+    if counted is None:
+        return []
+    combined = simes(p_values, axis=0)
+    active = benjamini_hochberg(p_values, axis=0) <= settings.extension_p_value
+    found = []
+    for dim in np.flatnonzero(~counted & (combined <= settings.false_discovery_rate)).tolist():
+        lasting = persistence.held(active[:, dim])
+        if lasting.any():
+            found.append(Candidate(dim, float(combined[dim]), lasting))
+    return sorted(found, key=lambda candidate: candidate.p_value)
