@@ -24,17 +24,17 @@ def sink_dimensions(found: Findings) -> list[SinkDimension]:
 
 def _sink_dimension(found: Findings, sink: Candidate) -> SinkDimension:
     """Summary over the tokens that the bands of this dimension flag."""
-    best: dict[str, Any] = {"energy_share": -1.0}
+    best: dict[str, Any] = {}
     union = np.zeros(len(found.run.tokens), bool)
     drawn: list[float] = []
     for entry in found.bands:
         if sink.dim not in entry.band.dims:
             continue
         for layer, mask in entry.flagged.items():
-            # In a band of several dimensions, a token belongs to this one where it holds a fair part of it.
+            # In a band of several dimensions, a token belongs to this one where it is fairly large beside the largest.
             value = found.magnitudes.values(layer, sink.dim)
-            joint = found.magnitudes.joint(layer, entry.band.dims)
-            own = mask & (value**2 >= found.settings.companion_ratio * joint**2)
+            leading = np.max([np.abs(found.magnitudes.values(layer, dim)) for dim in entry.band.dims], axis=0)
+            own = mask & (value**2 >= found.settings.companion_ratio * leading**2)
             if not own.any():
                 continue
             union |= own
@@ -42,7 +42,7 @@ def _sink_dimension(found: Findings, sink: Candidate) -> SinkDimension:
             if found.link is not None and found.link.measured(layer) and own[found.link.token].any():
                 drawn.append(float(found.link.drawn[own[found.link.token], layer].mean()))
             usual = max(found.peaks.typical[layer, sink.dim], 1e-30)
-            if np.median(share) > best["energy_share"]:
+            if np.median(share) > best.get("energy_share", -1.0):
                 best = {
                     "energy_share": min(float(np.median(share)), 1.0),
                     "typical_value": float(np.median(value[own])),
@@ -73,7 +73,7 @@ def companions(found: Findings) -> list[RejectedDimension]:
     sinks = {sink.dim for sink in found.sinks}
     layers = {
         candidate.dim: candidate.linked for candidate in found.candidates if candidate.linked.any()
-    } | found.linked_layers
+    } | found.accompanying
     listed = []
     for dim, where in layers.items():
         ratios = [
@@ -94,9 +94,9 @@ def companions(found: Findings) -> list[RejectedDimension]:
 def content_dimensions(found: Findings) -> list[RejectedDimension]:
     """Dimensions that are massive on few tokens which draw no attention."""
     listed = []
-    for candidate in found.rejected:
+    for candidate in found.content:
         assert found.link is not None
-        energy = found.peaks.scores.energy[:, candidate.dim]
+        energy = found.peaks.scores[0].energy[:, candidate.dim]
         layer = int(np.argmax(np.where(candidate.massive, energy, -np.inf)))
         where = min(layer, found.num_layers - 1)
         top = np.isin(found.link.token, found.peaks.token[layer, candidate.dim])

@@ -4,8 +4,10 @@ peaks ──> p-values per layer ──> Simes over layers, Benjamini-Hochberg o
       ──> persistence ──> link to attention ──> energy beside the leading dimension ──> sink | companion | content
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,11 +16,11 @@ from sinkscope.discovery.attention import AttentionLink
 from sinkscope.discovery.null import Floats, benjamini_hochberg, runs, simes, tail_p_values
 from sinkscope.discovery.peaks import Peaks, PeakScores
 from sinkscope.discovery.settings import DiscoverySettings
-from sinkscope.discovery.split import best_split, gap_split
+from sinkscope.discovery.split import best_split
 from sinkscope.discovery.tokens import TokenMagnitudes
 
 LEAST_PRESENCE = 0.25
-"""Share of a layer's attention sinks on which a dimension must be among the largest coordinates to be looked at."""
+"""Share of a layer's attention sinks on which a companion is among the largest coordinates."""
 
 
 @dataclass
@@ -36,8 +38,6 @@ class Candidate:
         Those of them in which its tokens draw attention; all of `massive` where attention was not measured.
     core : bool [L+1]
         Those in which it is, besides, a leading dimension of its tokens.
-    link_f1 : float64 [L+1]
-        Agreement of its massive tokens with attention sinks; NaN where attention was not measured.
     energy_ratio : float64 [L+1]
         Its energy on its own tokens over the leading linked dimension's; NaN where it is not linked.
     stability : float
@@ -49,21 +49,20 @@ class Candidate:
     massive: NDArray[np.bool_]
     linked: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
     core: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
-    link_f1: Floats = field(default_factory=lambda: np.zeros(0))
     energy_ratio: Floats = field(default_factory=lambda: np.zeros(0))
     stability: float = 1.0
 
 
 @dataclass(frozen=True)
 class Massive:
-    """Which of the dimensions that count are massive.
+    """Which dimensions are massive.
 
     Attributes
     ----------
     dims : int64 [n]
-        At false-discovery rate q over the dimensions that count, most significant first.
+        At false-discovery rate q over the dimensions that are tested, most significant first.
     adjusted : float64 [D]
-        Adjusted p-values; 1 for dimensions that do not count.
+        Adjusted p-values; 1 for dimensions that are not tested.
     active : bool [L+1, D]
         Hidden states in which a dimension is massive, at false-discovery rate q over its own.
     p_values : float64 [L+1, D]
@@ -76,26 +75,36 @@ class Massive:
     p_values: Floats
 
 
-def peak_p_values(scores: PeakScores) -> Floats:
-    """P-value of every dimension and layer, float64 [L+1, D]: the smaller of the two views', doubled (Bonferroni)."""
-    return np.minimum(2 * np.minimum(tail_p_values(scores.energy), tail_p_values(scores.contrast)), 1.0)
+def peak_p_values(scores: Sequence[PeakScores]) -> Floats:
+    """P-value of every dimension and layer, float64 [L+1, D]: the smallest of all views', times their number
+    (Bonferroni)."""
+    views = [tail_p_values(view) for score in scores for view in score]
+    return np.minimum(len(views) * np.min(views, axis=0), 1.0)
 
 
 def massive_dimensions(
-    scores: PeakScores, effect_share: float, settings: DiscoverySettings, counted: NDArray[np.bool_] | None = None
+    scores: Sequence[PeakScores],
+    effect_share: float,
+    settings: DiscoverySettings,
+    counted: NDArray[np.bool_] | None = None,
 ) -> Massive:
     """Dimensions with a peak that ordinary dimensions do not reach, and that holds a fair share of its tokens' energy.
 
     Parameters
     ----------
-    scores : PeakScores
-        Of all dimensions.
+    scores : sequence of PeakScores
+        Of all dimensions; the first decides on the energy.
     effect_share : float
         The least energy share, among the token's dimensions that are not fellow leading ones, of a massive peak.
     settings : DiscoverySettings
         `false_discovery_rate` is used.
     counted : bool [D], optional
-        The dimensions that passed an independent filter; all by default.
+        The dimensions that are tested; all by default.
+
+    Notes
+    -----
+    Testing only dimensions that passed a filter keeps the error rate where the filter says nothing about the p-values
+    of ordinary dimensions: Bourgon, Gentleman and Huber, PNAS 107 (2010).
     """
     p_values = peak_p_values(scores)
     counted = np.ones(p_values.shape[1], bool) if counted is None else counted
@@ -103,7 +112,7 @@ def massive_dimensions(
     if counted.any():
         adjusted[counted] = benjamini_hochberg(simes(p_values, axis=0)[counted])
     active = benjamini_hochberg(p_values, axis=0) <= settings.false_discovery_rate
-    active &= scores.energy >= np.log(effect_share / (1 - effect_share))
+    active &= scores[0].energy >= np.log(effect_share / (1 - effect_share))
     found = np.flatnonzero((adjusted <= settings.false_discovery_rate) & active.any(0))
     return Massive(found[np.argsort(adjusted[found], kind="stable")], adjusted, active, p_values)
 
@@ -138,27 +147,70 @@ class Persistence:
         return [np.arange(depth)] + ([] if self.attended is None else [self.attended])
 
 
-def link_to_attention(link: AttentionLink, magnitudes: TokenMagnitudes, depth: int, width: int) -> Floats:
-    """F1 of every dimension's largest tokens against the attention sinks, float64 [L+1, D].
+class Drawing(NamedTuple):
+    """Attention drawn by the massive tokens of every dimension; NaN where too few of them were measured.
 
-    The split of the tokens by abs(x[d]) is the best one for the dimension. A dimension that is not among the few
-    largest coordinates of at least a quarter of a layer's attention sinks cannot reach an F1 of 2/3 and counts as
-    0, like every dimension of a layer without attention sinks; NaN where no attention was measured.
+    Attributes
+    ----------
+    share : float64 [L+1, D]
+        Share of them that are attention sinks.
+    mean : float64 [L+1, D]
+        Mean attention that they draw.
     """
-    agreement = np.full((depth, width), np.nan)
+
+    share: Floats
+    mean: Floats
+
+
+def drawn_by_massive(link: AttentionLink, magnitudes: TokenMagnitudes, peaks: Peaks, least: int) -> Drawing:
+    """Do the tokens on which a dimension is massive draw the attention?
+
+    What else draws attention is not asked: other dimensions may have sinks of their own.
+
+    Parameters
+    ----------
+    link, magnitudes, peaks
+        Of the run.
+    least : int
+        With fewer massive tokens among the measured ones, a layer says nothing about a dimension.
+    """
+    depth, width = peaks.massive_from.shape
+    share, mean = np.full((depth, width), np.nan), np.full((depth, width), np.nan)
     for layer in range(depth):
         if not link.measured(layer):
             continue
-        agreement[layer] = 0.0
-        sinks = link.token[link.sink[:, layer]]
-        if not len(sinks):
+        dims, values = (kept[link.token] for kept in magnitudes.largest_coordinates(layer))
+        massive = np.abs(values) >= peaks.massive_from[layer][dims]
+        token, place = np.nonzero(massive)
+        of = dims[token, place]
+        count = np.bincount(of, minlength=width)
+        with np.errstate(invalid="ignore"):
+            enough = np.where(count >= least, count, np.nan)
+            share[layer] = np.bincount(of, link.sink[token, layer], width) / enough
+            mean[layer] = np.bincount(of, link.drawn[token, layer], width) / enough
+    return Drawing(share, mean)
+
+
+def accompanying_layers(
+    link: AttentionLink, magnitudes: TokenMagnitudes, depth: int, settings: DiscoverySettings
+) -> dict[int, NDArray[np.bool_]]:
+    """Dimensions whose largest tokens are the attention sinks, massive or not, and the hidden states [L+1] of that.
+
+    At the split of the tokens by abs(x[d]) that agrees best with the attention sinks, F1 is at least `companion_f1`.
+    Looked at are those among the few largest coordinates of at least a quarter of a layer's attention sinks.
+    """
+    found: dict[int, NDArray[np.bool_]] = {}
+    for layer in range(depth):
+        if not link.measured(layer) or not link.sink[:, layer].any():
             continue
-        kept, _ = magnitudes.largest_dims(layer)
+        sinks = link.token[link.sink[:, layer]]
+        kept, _ = magnitudes.largest_coordinates(layer)
         dims, counts = np.unique(kept[sinks], return_counts=True)
         for dim in dims[counts >= LEAST_PRESENCE * len(sinks)].tolist():
             split = best_split(np.abs(magnitudes.values(layer, dim))[link.token], link.sink[:, layer])
-            agreement[layer, dim] = split.f1 if split else 0.0
-    return agreement
+            if split is not None and split.f1 >= settings.companion_f1:
+                found.setdefault(dim, np.zeros(depth, bool))[layer] = True
+    return found
 
 
 def find_candidates(
@@ -198,11 +250,9 @@ def _without_rotation(
         layers = order[first : last + 1].tolist()
         stretch = [layers[0]]
         for earlier, layer in pairwise(layers):
-            before, top = peaks.token[earlier, dim], peaks.token[layer, dim]
-            now = np.abs(magnitudes.values(layer, dim)[before[before >= 0]])
-            usual = np.median(np.abs(magnitudes.values(layer, dim)[top[top >= 0]]))
-            # Half of the way, on a log scale, from the ordinary magnitude to the peak.
-            if np.mean(now >= np.sqrt(usual * min(peaks.typical[layer, dim], usual))) < settings.kept_tokens:
+            before = peaks.token[earlier, dim, : peaks.used]
+            now = np.abs(magnitudes.values(layer, dim)[before[before >= 0]]) >= peaks.massive_from[layer, dim]
+            if not len(now) or now.mean() < settings.kept_tokens:
                 stretches.append(stretch)
                 stretch = []
             stretch.append(layer)
@@ -210,67 +260,42 @@ def _without_rotation(
     return stretches
 
 
-def drawn_by_top(dim: int, link: AttentionLink, peaks: Peaks, depth: int) -> Floats:
-    """Median attention drawn by the dimension's top tokens, float64 [L+1]; NaN where none of them was measured."""
-    drawn = np.full(depth, np.nan)
-    for layer in range(depth):
-        top = np.isin(link.token, peaks.token[layer, dim])
-        if link.measured(layer) and top.any():
-            drawn[layer] = np.median(link.drawn[top, layer])
-    return drawn
-
-
 def judge_link(
     candidates: list[Candidate],
-    agreement: Floats | None,
-    link: AttentionLink | None,
-    peaks: Peaks,
+    drawing: Drawing | None,
+    attended: NDArray[np.bool_],
     p_values: Floats,
     settings: DiscoverySettings,
     persistence: Persistence,
 ) -> None:
-    """Fill in `linked` and `link_f1`: in which layers do a candidate's massive tokens draw the attention?
+    """Fill in `linked`: in which layers do a candidate's massive tokens draw the attention?
 
-    Layers next to linked ones are added where the dimension passes the link and is large there too: within a found
-    dimension its extent is no new discovery. A layer between linked ones stays where the dimension is massive and its
-    tokens draw a fair part of what makes an attention sink, or where there is no attention to draw. At the ends of a
-    stretch, layers in which the agreement is nearer to the least that is asked for than to what is usual in the
-    stretch are let go: there the sinks only form or fade.
+    Most of them must be attention sinks. Layers next to linked ones are added where the dimension passes the link and
+    is large there too: within a found dimension its extent is no new discovery. A layer between linked ones stays where
+    the dimension is massive and its tokens draw a fair part of what makes an attention sink, or where there is no
+    attention to draw: `attended` bool [L+1] is False there.
     """
     for candidate in candidates:
-        if agreement is None or link is None:
-            candidate.link_f1 = np.full(len(p_values), np.nan)
+        if drawing is None:
             candidate.linked = candidate.massive.copy()
             continue
-        candidate.link_f1 = agreement[:, candidate.dim]
-        strong = np.nan_to_num(candidate.link_f1) >= settings.link_f1
+        strong = np.nan_to_num(drawing.share[:, candidate.dim]) >= settings.link_share
+        large = candidate.massive | (p_values[:, candidate.dim] <= settings.extension_p_value)
         linked = candidate.massive & strong
-        reach = (candidate.massive | (p_values[:, candidate.dim] <= settings.extension_p_value)) & strong
-        for first, last in runs(reach):
+        for first, last in runs(large & strong):
             if linked[first : last + 1].any():
                 linked[first : last + 1] = True
-        fair = drawn_by_top(candidate.dim, link, peaks, len(p_values)) >= settings.fair_part * settings.attention_sink
-        fair |= ~np.array([link.measured(layer) for layer in range(len(p_values))])
-        for first, last in runs((candidate.massive & fair) | linked):
+        fair = np.nan_to_num(drawing.mean[:, candidate.dim]) >= settings.fair_part * settings.attention_sink
+        for first, last in runs((candidate.massive & (fair | ~attended)) | linked):
             inside = np.flatnonzero(linked[first : last + 1])
             if len(inside):
                 linked[first + inside[0] : first + inside[-1] + 1] = True
-        candidate.linked = persistence.held(_without_faded_ends(linked, candidate.link_f1, settings.link_f1))
-
-
-def _without_faded_ends(linked: NDArray[np.bool_], agreement: Floats, least: float) -> NDArray[np.bool_]:
-    kept = linked.copy()
-    for first, last in runs(linked):
-        inside = agreement[first : last + 1]
-        clear = np.flatnonzero(inside >= (np.nanmedian(inside) + least) / 2)
-        kept[first : first + clear[0]] = False
-        kept[first + clear[-1] + 1 : last + 1] = False
-    return kept
+        candidate.linked = persistence.held(linked)
 
 
 def judge_energy(
     candidates: list[Candidate],
-    link: AttentionLink | None,
+    peaks: Peaks,
     magnitudes: TokenMagnitudes,
     settings: DiscoverySettings,
     persistence: Persistence,
@@ -278,7 +303,8 @@ def judge_energy(
     """Fill in `core` and `energy_ratio`.
 
     A core dimension holds, on its own sink tokens, at least `companion_ratio` of the energy of the leading linked
-    dimension; below that it rides along: a companion.
+    dimension; below that it rides along: a companion. The energy that counts is that of the excess over the
+    dimension's ordinary magnitude, so that an all-token outlier is not core by what it holds everywhere.
     """
     depth = len(candidates[0].linked) if candidates else 0
     for candidate in candidates:
@@ -287,16 +313,16 @@ def judge_energy(
         present = [candidate for candidate in candidates if candidate.linked[layer]]
         if not present:
             continue
-        energy = {candidate.dim: magnitudes.values(layer, candidate.dim) ** 2 for candidate in present}
+        energy = {
+            dim: np.maximum(np.abs(magnitudes.values(layer, dim)) - peaks.ordinary[layer, dim], 0.0) ** 2
+            for dim in (candidate.dim for candidate in present)
+        }
         leading = np.max(list(energy.values()), axis=0)
         for candidate in present:
             own = energy[candidate.dim]
-            if link is not None and link.measured(layer):
-                split = best_split(own[link.token], link.sink[:, layer])
-            else:
-                split = gap_split(own)
-            sinks = own >= split.high if split else own >= own.max()
-            candidate.energy_ratio[layer] = float(np.median(own[sinks] / leading[sinks]))
+            sinks = np.abs(magnitudes.values(layer, candidate.dim)) >= peaks.massive_from[layer, candidate.dim]
+            ratio = own[sinks] / np.maximum(leading[sinks], np.finfo(np.float64).tiny)
+            candidate.energy_ratio[layer] = float(np.median(ratio)) if len(ratio) else 0.0
     for candidate in candidates:
         with np.errstate(invalid="ignore"):
             core = candidate.linked & (candidate.energy_ratio >= settings.companion_ratio)

@@ -9,11 +9,12 @@ from sinkscope.discovery.attention import AttentionLink, read_link
 from sinkscope.discovery.dimensions import (
     Candidate,
     Persistence,
+    accompanying_layers,
     all_token_outliers,
+    drawn_by_massive,
     find_candidates,
     judge_energy,
     judge_link,
-    link_to_attention,
     massive_dimensions,
     measure_stability,
 )
@@ -41,20 +42,20 @@ class Findings:
     weights : int64 [B, samples]
         Resamplings of the samples.
     counted : bool [D] or None
-        The dimensions whose largest tokens are the attention sinks of enough layers: the independent filter. None
+        The dimensions that were tested: those whose massive tokens draw the attention in enough layers. None, for all,
         where attention was not measured.
     effect_share : float
         What was asked of a massive peak.
-    linked_layers : dict of dimension to bool [L+1]
-        Layers in which a dimension's largest tokens are the attention sinks, whether it is massive or not.
     candidates : list of Candidate
         Massive dimensions that persist, judged.
+    content : list of Candidate
+        Dimensions that would be candidates, but their tokens draw no attention; their p-values are not adjusted.
     fleeting : list of int
         Massive dimensions that do not persist.
     sinks : list of Candidate
         The sink dimensions among the candidates.
-    rejected : list of Candidate
-        Dimensions that would be candidates but for the link to attention; their p-values are not adjusted.
+    accompanying : dict of dimension to bool [L+1]
+        Layers in which a dimension's largest tokens are the attention sinks, massive or not.
     outliers : dict of dimension to bool [L+1]
         All-token outliers.
     bands : list of BandTokens
@@ -70,11 +71,11 @@ class Findings:
     weights: NDArray[np.int64]
     counted: NDArray[np.bool_] | None
     effect_share: float
-    linked_layers: dict[int, NDArray[np.bool_]]
     candidates: list[Candidate]
+    content: list[Candidate]
     fleeting: list[int]
     sinks: list[Candidate]
-    rejected: list[Candidate]
+    accompanying: dict[int, NDArray[np.bool_]]
     outliers: dict[int, NDArray[np.bool_]]
     bands: list[BandTokens]
 
@@ -93,24 +94,25 @@ class Findings:
 
 def find(run: RunReader, settings: DiscoverySettings) -> Findings:
     """Find sink dimensions, bands and thresholds in a run that holds tokens."""
-    depth, width = run.attributes.num_layers + 1, run.attributes.hidden_size
+    depth = run.attributes.num_layers + 1
     link, unlinked = read_link(run, settings)
     persistence = Persistence(settings.run_length(depth - 1), link.attended if link is not None else None)
     peaks = measure_peaks(run, settings)
     magnitudes = TokenMagnitudes(run, peaks.typical)
-    agreement, counted = None, None
-    linked_layers: dict[int, NDArray[np.bool_]] = {}
+    drawing, counted = None, None
+    accompanying: dict[int, NDArray[np.bool_]] = {}
     if link is not None:
-        agreement = link_to_attention(link, magnitudes, depth, width)
-        strong = np.nan_to_num(agreement) >= settings.link_f1
-        held = {dim: persistence.held(strong[:, dim]) for dim in np.flatnonzero(strong.any(0)).tolist()}
-        linked_layers = {dim: layers for dim, layers in held.items() if layers.any()}
-        counted = np.isin(np.arange(width), list(linked_layers))
+        drawing = drawn_by_massive(link, magnitudes, peaks, settings.least_massive)
+        strong = np.nan_to_num(drawing.share) >= settings.link_share
+        counted = np.array([persistence.held(layers).any() for layers in strong.T])
+        largest = accompanying_layers(link, magnitudes, depth, settings)
+        accompanying = {dim: layers for dim, layers in largest.items() if persistence.held(layers).any()}
     effect = settings.effect_share if link is not None else settings.effect_share_without_attention
     massive = massive_dimensions(peaks.scores, effect, settings, counted)
     candidates, fleeting = find_candidates(peaks, magnitudes, massive, settings, persistence)
-    judge_link(candidates, agreement, link, peaks, massive.p_values, settings, persistence)
-    judge_energy(candidates, link, magnitudes, settings, persistence)
+    attended = np.array([link is not None and link.measured(layer) for layer in range(depth)])
+    judge_link(candidates, drawing, attended, massive.p_values, settings, persistence)
+    judge_energy(candidates, peaks, magnitudes, settings, persistence)
     sinks = [candidate for candidate in candidates if candidate.core[: depth - 1].any()]
     weights = resamplings(int(run.tokens.sample.max()) + 1, settings)
     measure_stability(sinks, peaks, weights, settings, persistence, effect, counted)
@@ -122,6 +124,7 @@ def find(run: RunReader, settings: DiscoverySettings) -> Findings:
             dims,
             link,
             magnitudes,
+            peaks.massive_from,
             _scales(run, magnitudes, range(first, last + 1), dims),
             sample,
             weights,
@@ -141,11 +144,11 @@ def find(run: RunReader, settings: DiscoverySettings) -> Findings:
         weights=weights,
         counted=counted,
         effect_share=effect,
-        linked_layers=linked_layers,
         candidates=candidates,
+        content=_massive_without_link(massive.p_values, counted, set(accompanying), settings, persistence),
         fleeting=fleeting,
         sinks=sinks,
-        rejected=_massive_without_link(massive.p_values, counted, settings, persistence),
+        accompanying=accompanying,
         outliers=all_token_outliers(peaks, settings),
         bands=bands,
     )
@@ -168,7 +171,11 @@ def _scales(run: RunReader, magnitudes: TokenMagnitudes, layers: range, dims: tu
 
 
 def _massive_without_link(
-    p_values: Floats, counted: NDArray[np.bool_] | None, settings: DiscoverySettings, persistence: Persistence
+    p_values: Floats,
+    counted: NDArray[np.bool_] | None,
+    accompanying: set[int],
+    settings: DiscoverySettings,
+    persistence: Persistence,
 ) -> list[Candidate]:
     if counted is None:
         return []
@@ -177,6 +184,6 @@ def _massive_without_link(
     found = []
     for dim in np.flatnonzero(~counted & (combined <= settings.false_discovery_rate)).tolist():
         lasting = persistence.held(active[:, dim])
-        if lasting.any():
+        if lasting.any() and dim not in accompanying:
             found.append(Candidate(dim, float(combined[dim]), lasting))
     return sorted(found, key=lambda candidate: candidate.p_value)

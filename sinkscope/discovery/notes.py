@@ -41,7 +41,7 @@ def verdict(found: Findings, entries: list[SinkDimension], power: Mapping[str, A
 
 
 def _why_none(found: Findings, power: Mapping[str, Any]) -> str:
-    massive = [candidate.dim for candidate in found.candidates + found.rejected]
+    massive = [candidate.dim for candidate in found.candidates + found.content]
     if massive and found.link is not None:
         return (
             f"{_subject(massive, 'is', 'are')} massive on few tokens, but these draw no attention; no dimension is "

@@ -45,34 +45,63 @@ class Peaks:
         Sample of these tokens; one past the last where there is none.
     token : int64 [L+1, D, K]
         Row of these tokens in the token table; -1 where there is none.
-    typical : float64 [L+1, D]
-        Median of abs(x[d]) over the sampled tokens.
+    typical, ordinary : float64 [L+1, D]
+        Median, and the quantile of the settings, of abs(x[d]) over the sampled tokens.
+    height : float64 [L+1, D]
+        Median of abs(x[d]) over the first of the top tokens, as many as the first of `ranks` says.
     median_share : float64 [L+1, D]
         Median over the sampled tokens of the energy share.
-    used : int
-        The score of a dimension is the median over so many top tokens.
+    ranks : tuple of int
+        The score of a dimension is the median over so many top tokens: one number for a trigger that occurs in some of
+        the samples, one for a trigger in nearly all of them, where these differ.
     """
 
     token_scores: PeakScores
     sample: NDArray[np.int64]
     token: NDArray[np.int64]
     typical: Floats
+    ordinary: Floats
+    height: Floats
     median_share: Floats
-    used: int
+    ranks: tuple[int, ...]
+
+    @property
+    def used(self) -> int:
+        """So many top tokens are massive where a trigger occurs in some of the samples only."""
+        return self.ranks[0]
 
     @cached_property
-    def scores(self) -> PeakScores:
-        """The scores over all samples."""
-        energy, contrast = (np.median(values[..., : self.used], axis=-1) for values in self.token_scores)
-        return PeakScores(energy, contrast)
+    def massive_from(self) -> Floats:
+        """On which tokens a dimension is massive: those with abs(x[d]) of at least this, half of the way, on a log
+        scale, from its ordinary magnitude to its peak; float64 [L+1, D]. Infinite where it has no peak."""
+        return np.where(self.height > self.ordinary, np.sqrt(self.height * self.ordinary), np.inf)
 
-    def resampled(self, weight: NDArray[np.int64], used: int | None = None) -> PeakScores:
-        """The scores when sample s counts `weight[s]` times, over `used` top tokens."""
-        counted = np.append(weight, 0)[self.sample]
-        reached = np.cumsum(counted, axis=-1) >= (self.used if used is None else used) / 2
-        place = np.where(reached.any(-1), reached.argmax(-1), self.sample.shape[-1] - 1)[..., None]
-        energy, contrast = (np.take_along_axis(values, place, -1)[..., 0] for values in self.token_scores)
-        return PeakScores(energy, contrast)
+    @cached_property
+    def scores(self) -> tuple[PeakScores, ...]:
+        """The scores over all samples, one for each of `ranks`."""
+        return tuple(
+            PeakScores(*(np.median(values[..., :rank], axis=-1) for values in self.token_scores)) for rank in self.ranks
+        )
+
+    def resampled(self, weight: NDArray[np.int64], ranks: tuple[int, ...] | None = None) -> tuple[PeakScores, ...]:
+        """The scores when sample s counts `weight[s]` times, one for each of `ranks`."""
+        counted = np.cumsum(np.append(weight, 0)[self.sample], axis=-1)
+        scores = []
+        for rank in ranks or self.ranks:
+            reached = counted >= rank / 2
+            place = np.where(reached.any(-1), reached.argmax(-1), self.sample.shape[-1] - 1)[..., None]
+            scores.append(PeakScores(*(np.take_along_axis(values, place, -1)[..., 0] for values in self.token_scores)))
+        return tuple(scores)
+
+
+def peak_ranks(num_samples: int, kept: int, settings: DiscoverySettings) -> tuple[int, ...]:
+    """Over how many of the `kept` top tokens to take the median: a trigger in every `samples_per_token`-th sample gives
+    the first number, one in every sample the second."""
+    most = min(kept, settings.top_tokens)
+    some, all_samples = (
+        max(1, min(most, number)) for number in (num_samples // settings.samples_per_token, num_samples)
+    )
+    return (some,) if some == all_samples else (some, all_samples)
 
 
 def measure_peaks(run: RunReader, settings: DiscoverySettings) -> Peaks:
@@ -88,15 +117,15 @@ def measure_peaks(run: RunReader, settings: DiscoverySettings) -> Peaks:
     statistics, tokens = run.statistics, run.tokens
     depth, width, kept = statistics.topk_token.shape
     num_samples = int(tokens.sample.max()) + 1 if len(tokens) else 0
-    used = max(1, min(kept, settings.top_tokens, num_samples // settings.samples_per_token))
-    typical, share = np.empty((depth, width)), np.empty((depth, width))
+    ranks = peak_ranks(num_samples, kept, settings)
+    typical, ordinary, height, share = (np.empty((depth, width)) for _ in range(4))
     energy, contrast = np.empty((depth, width, kept)), np.empty((depth, width, kept))
     token, sample = (np.empty((depth, width, kept), np.int64) for _ in range(2))
     for layer in range(depth):
         rows, states = run.sampled(layer)
         kept_dim, kept_value, rms = run.largest(layer)
         magnitude = np.abs(states) * rms[rows, None]
-        ordinary, typical[layer] = np.quantile(magnitude, [settings.typical_quantile, 0.5], axis=0)
+        ordinary[layer], typical[layer] = np.quantile(magnitude, [settings.typical_quantile, 0.5], axis=0)
         share[layer] = np.median(states.astype(np.float64) ** 2, axis=0) / width
         found = statistics.topk_token[layer]
         odds = statistics.topk_odds[layer].astype(np.float64)
@@ -105,12 +134,13 @@ def measure_peaks(run: RunReader, settings: DiscoverySettings) -> Peaks:
         for place in range(kept_dim.shape[1]):
             kept = kept_dim[found, place] == np.arange(width)[:, None]
             peak[kept] = np.abs(kept_value[found, place][kept])
-        rise = np.maximum(1.0 - ordinary[:, None] / np.maximum(peak, np.finfo(np.float32).tiny), 0.0)
+        rise = np.maximum(1.0 - ordinary[layer, :, None] / np.maximum(peak, np.finfo(np.float32).tiny), 0.0)
         values = np.where(found >= 0, np.log(odds * rise**2 + SMALLEST), np.log(SMALLEST))
         order = np.argsort(-values, axis=-1, kind="stable")
         energy[layer] = np.take_along_axis(values, order, -1)
+        height[layer] = np.median(np.take_along_axis(peak, order[:, : ranks[0]], -1), axis=-1)
         rising = 2 * np.log(np.maximum(peak, SMALLEST) / np.maximum(typical[layer], SMALLEST)[:, None])
         contrast[layer] = np.take_along_axis(np.where(found >= 0, rising, 0.0), order, -1)
         token[layer] = np.take_along_axis(found, order, -1)
         sample[layer] = np.where(token[layer] >= 0, tokens.sample[token[layer]], num_samples)
-    return Peaks(PeakScores(energy, contrast), sample, token, typical, share, used)
+    return Peaks(PeakScores(energy, contrast), sample, token, typical, ordinary, height, share, ranks)

@@ -7,6 +7,7 @@ import numpy as np
 from sinkscope.discovery.dimensions import massive_dimensions
 from sinkscope.discovery.find import Findings
 from sinkscope.discovery.null import fit_tail
+from sinkscope.discovery.peaks import peak_ranks
 
 PARTS = (0.125, 0.25, 0.5, 0.75)
 """Parts of the samples in which the decision is looked for again."""
@@ -41,12 +42,13 @@ def measure_power(found: Findings) -> dict[str, Any]:
 
 def detectable_share(found: Findings) -> float:
     """The energy share, in the median layer, from which on a single persistent dimension would have been massive."""
-    energy = found.peaks.scores.energy
-    depth, width = energy.shape
+    scores = found.peaks.scores
+    depth, width = scores[0].energy.shape
     tested = width if found.counted is None else max(1, int(found.counted.sum()))
     # What Simes over the layers and Benjamini-Hochberg over the dimensions ask of the least significant of its layers.
-    p_value = found.settings.false_discovery_rate * found.persistence.minimum / (2 * depth * tested)
-    odds = np.exp(np.minimum(np.median(fit_tail(energy).score_at(p_value)), 50.0))
+    p_value = found.settings.false_discovery_rate * found.persistence.minimum / (2 * len(scores) * depth * tested)
+    needed = min(float(np.median(fit_tail(score.energy).score_at(p_value))) for score in scores)
+    odds = np.exp(min(needed, 50.0))
     return float(max(found.effect_share, odds / (1 + odds)))
 
 
@@ -63,9 +65,9 @@ def _repeated(found: Findings, part: float) -> dict[str, Any]:
         weight = np.zeros(total, np.int64)
         weight[generator.choice(present, size, replace=False)] = 1
         tokens.append(int(lengths @ weight))
-        used = max(1, min(found.peaks.used, size // found.settings.samples_per_token))
+        ranks = peak_ranks(size, found.peaks.sample.shape[-1], found.settings)
         massive = massive_dimensions(
-            found.peaks.resampled(weight, used), found.effect_share, found.settings, found.counted
+            found.peaks.resampled(weight, ranks), found.effect_share, found.settings, found.counted
         )
         again += all(dim in massive.dims and bool(found.persistence.held(massive.active[:, dim]).any()) for dim in dims)
     return {"samples": size, "tokens": int(np.mean(tokens)), "repeated": again / SUBSETS}

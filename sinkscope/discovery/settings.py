@@ -39,7 +39,9 @@ class DiscoverySettings:
         4, "One top token for every so many samples, so that a few odd tokens make no sink dimension.", 1, UNBOUNDED
     )
     effect_share: float = _threshold(
-        0.1, "A massive peak holds this share of its token's energy; a tenth is tau = 20 at 4096 dimensions."
+        0.1,
+        "A massive peak holds this share of its token's energy; a tenth is tau = 20 at 4096 dimensions.",
+        high=1 - 1e-9,
     )
     effect_share_without_attention: float = _threshold(0.5, "The same where attention bears no witness: the majority.")
     minimum_run: int = _threshold(
@@ -49,7 +51,7 @@ class DiscoverySettings:
         0.5, "Share of a dimension's top tokens that must still be large in the next layer for it to persist."
     )
     companion_ratio: float = _threshold(
-        0.05, "With less than this part of the leading dimension's energy on its own tokens: a companion."
+        0.1, "With less than this part of the leading dimension's energy on its own tokens: a companion."
     )
     attention_sink: float = _threshold(
         0.10, "Tokens that draw more than this mean attention from later queries are attention sinks."
@@ -58,8 +60,12 @@ class DiscoverySettings:
         40, "Attention of tokens with fewer later queries is too noisy to judge.", 1, UNBOUNDED
     )
     least_judged: int = _threshold(50, "With fewer tokens to judge, attention counts as not measured.", 1, UNBOUNDED)
-    link_f1: float = _threshold(
-        2 / 3, "Massive tokens and attention sinks agree in a layer at this F1: half of their union is both."
+    link_share: float = _threshold(0.5, "Of a dimension's massive tokens, this share must be attention sinks.")
+    least_massive: int = _threshold(
+        3, "With fewer massive tokens whose attention was measured, a layer says nothing about it.", 1, UNBOUNDED
+    )
+    companion_f1: float = _threshold(
+        2 / 3, "A companion's largest tokens agree with the attention sinks at this F1: half of their union is both."
     )
     fair_part: float = _threshold(
         0.5, "Between linked layers, tokens that draw this part of what makes an attention sink keep their layer."

@@ -68,6 +68,7 @@ def calibrate_band(
     dims: tuple[int, ...],
     link: AttentionLink | None,
     magnitudes: TokenMagnitudes,
+    massive_from: Floats,
     scale: Mapping[int, float],
     sample: NDArray[np.int64],
     weights: NDArray[np.int64],
@@ -81,8 +82,11 @@ def calibrate_band(
     first, last, dims
         The band.
     link : AttentionLink or None
-        With it thresholds agree best with attention sinks; without it they lie in the widest gap.
+        With it thresholds agree best with the attention sinks among massive tokens; without it they lie in the widest
+        gap.
     magnitudes : TokenMagnitudes
+    massive_from : float64 [L+1, D]
+        From which magnitude on a dimension is massive.
     scale : mapping of layer to float
         Typical joint magnitude of the dims in each layer.
     sample : int64 [N]
@@ -96,21 +100,26 @@ def calibrate_band(
     """
     layers = range(first, last + 1)
     scores = {layer: magnitudes.joint(layer, dims) / scale[layer] for layer in layers}
-    label = {layer: link.sink[:, layer] for layer in layers if link is not None and link.measured(layer)}
-    rows = slice(None) if link is None else link.token
-    if any(sinks.any() for sinks in label.values()):
-        judged = {layer: scores[layer][rows] for layer in label}
-        pooled = _pooled(judged, label, sample[rows], weights, rarest)
-    else:
-        judged, label = scores, {}
-        pooled = _pooled(scores, None, sample, weights, rarest)
+    label: dict[int, NDArray[np.bool_]] = {}
+    rows = np.arange(len(sample))
+    if link is not None:
+        rows = link.token
+        for layer in layers:
+            if link.measured(layer):
+                # What draws attention without massive activation is not for these dimensions to find.
+                massive = [np.abs(magnitudes.values(layer, dim))[rows] >= massive_from[layer, dim] for dim in dims]
+                label[layer] = link.sink[:, layer] & np.any(massive, axis=0)
+    if not any(sinks.any() for sinks in label.values()):
+        label, rows = {}, np.arange(len(sample))
+    judged = {layer: scores[layer][rows] for layer in label or layers}
+    pooled = _pooled(judged, label or None, sample[rows], weights, rarest)
     own: dict[int, Threshold] = {}
     for layer in layers:
         found = None
         if layer in label and label[layer].sum() >= settings.few_sinks:
             found = Threshold.of(resampled_thresholds(judged[layer], label[layer], sample[rows], weights))
         elif not label:
-            found = Threshold.of(resampled_thresholds(scores[layer], None, sample, weights, rarest))
+            found = Threshold.of(resampled_thresholds(judged[layer], None, sample[rows], weights, rarest))
         own[layer] = found or pooled
     flagged = {layer: scores[layer] >= own[layer].value for layer in layers}
     splits = [

@@ -59,7 +59,7 @@ class TokenMagnitudes:
         """RMS(x) of every token, float64 [N]."""
         return self._kept_at(layer)[2].astype(np.float64)
 
-    def largest_dims(self, layer: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    def largest_coordinates(self, layer: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """The few largest coordinates of every token: dimensions int32 [N, M] and values float32 [N, M]."""
         return self._kept_at(layer)[:2]
 

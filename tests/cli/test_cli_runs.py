@@ -60,3 +60,16 @@ def test_a_truncated_run_is_named(sinkscope, run, here):
     for command in ("info", "discover"):
         sinkscope(command, run).refused("toy.h5")
         sinkscope(command, run, "--json").refused("toy.h5")
+
+
+def test_every_threshold_of_the_method_is_an_option(sinkscope, run):
+    from sinkscope.discovery import DiscoverySettings
+
+    shown = sinkscope("discover", "--help").out
+    assert all(f"--{name.replace('_', '-')} " in shown for name in DiscoverySettings.described())
+    strict = json.loads(
+        sinkscope("discover", run, "--effect-share-without-attention", "0.99999", "--bootstraps", "3", "--json").out
+    )
+    assert strict["verdict"] == "none"
+    assert strict["evidence"]["settings"]["bootstraps"] == 3
+    sinkscope("discover", run, "--false-discovery-rate", "7").refused("false_discovery_rate", "between")
