@@ -124,9 +124,11 @@ def measure_peaks(run: RunReader, settings: DiscoverySettings) -> Peaks:
     for layer in range(depth):
         rows, states = run.sampled(layer)
         kept_dim, kept_value, rms = run.largest(layer)
-        magnitude = np.abs(states) * rms[rows, None]
-        ordinary[layer], typical[layer] = np.quantile(magnitude, [settings.typical_quantile, 0.5], axis=0)
-        share[layer] = np.median(states.astype(np.float64) ** 2, axis=0) / width
+        # One row a dimension, which is many times faster to order.
+        normed = np.ascontiguousarray(np.abs(states).T)
+        share[layer] = np.median(normed, axis=1).astype(np.float64) ** 2 / width
+        magnitude = normed * rms[rows]
+        ordinary[layer], typical[layer] = np.quantile(magnitude, [settings.typical_quantile, 0.5], axis=1)
         found = statistics.topk_token[layer]
         odds = statistics.topk_odds[layer].astype(np.float64)
         peak = np.sqrt(odds / (1.0 + odds) * width) * rms[found]

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from sinkscope.discovery.null import Floats
 from sinkscope.store.reader import RunReader
 
-CACHED_VALUES = 2**25
-"""So many float64 values are kept at most: 256 MiB."""
+CACHED_BYTES, KEPT_BYTES = 2**28, 68
+"""Of each kind so much is kept at most; a token's largest coordinates in a layer take so much."""
 
 
 class TokenMagnitudes:
@@ -30,10 +30,11 @@ class TokenMagnitudes:
     def __init__(self, run: RunReader, typical: Floats) -> None:
         self._run = run
         self._typical = typical
-        self._layer = -1
-        self._kept: tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32]] | None = None
-        # The same few dimensions are asked for again and again; a bound keeps memory small on large runs.
-        self._values = lru_cache(maxsize=max(8, CACHED_VALUES // max(len(run.tokens), 1)))(self._compute)
+        # The same few layers and dimensions are asked for again and again; bounds keep memory small on large runs.
+        count = max(len(run.tokens), 1)
+        self._kept_at = lru_cache(maxsize=max(1, CACHED_BYTES // (KEPT_BYTES * count)))(run.largest)
+        self._values = lru_cache(maxsize=max(8, CACHED_BYTES // (8 * count)))(self._compute)
+        self._rms = lru_cache(maxsize=None)(lambda layer: self._kept_at(layer)[2].astype(np.float64))
 
     def values(self, layer: int, dim: int) -> Floats:
         """x[d] of every token entering `layer`, float64 [N]; not to be written to."""
@@ -56,15 +57,9 @@ class TokenMagnitudes:
         return peak / np.maximum(self.rms(layer), np.finfo(np.float32).tiny)
 
     def rms(self, layer: int) -> Floats:
-        """RMS(x) of every token, float64 [N]."""
-        return self._kept_at(layer)[2].astype(np.float64)
+        """RMS(x) of every token, float64 [N]; not to be written to."""
+        return self._rms(layer)
 
     def largest_coordinates(self, layer: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """The few largest coordinates of every token: dimensions int32 [N, M] and values float32 [N, M]."""
         return self._kept_at(layer)[:2]
-
-    def _kept_at(self, layer: int) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32]]:
-        # One layer at a time, so that memory does not grow with depth.
-        if self._kept is None or self._layer != layer:
-            self._kept, self._layer = self._run.largest(layer), layer
-        return self._kept
