@@ -75,11 +75,14 @@ class Massive:
     p_values: Floats
 
 
-def peak_p_values(scores: Sequence[PeakScores]) -> Floats:
+def peak_p_values(scores: Sequence[PeakScores], gaps: Floats | None = None) -> Floats:
     """P-value of every dimension and layer, float64 [L+1, D]: the smallest of all views', times their number
-    (Bonferroni)."""
+    (Bonferroni). With the gaps of the dimensions no smaller than that of the gaps: both must be out of the ordinary."""
     views = [tail_p_values(view) for score in scores for view in score]
-    return np.minimum(len(views) * np.min(views, axis=0), 1.0)
+    p_values = np.minimum(len(views) * np.min(views, axis=0), 1.0)
+    if gaps is None:
+        return p_values
+    return np.maximum(p_values, np.minimum(len(gaps) * tail_p_values(gaps).min(axis=0), 1.0))
 
 
 def massive_dimensions(
@@ -87,6 +90,7 @@ def massive_dimensions(
     effect_share: float,
     settings: DiscoverySettings,
     counted: NDArray[np.bool_] | None = None,
+    gaps: Floats | None = None,
 ) -> Massive:
     """Dimensions with a peak that ordinary dimensions do not reach, and that holds a fair share of its tokens' energy.
 
@@ -100,13 +104,15 @@ def massive_dimensions(
         `false_discovery_rate` is used.
     counted : bool [D], optional
         The dimensions that are tested; all by default.
+    gaps : float64 [R, L+1, D], optional
+        With it, two populations are asked for in every massive dimension.
 
     Notes
     -----
     Testing only dimensions that passed a filter keeps the error rate where the filter says nothing about the p-values
     of ordinary dimensions: Bourgon, Gentleman and Huber, PNAS 107 (2010).
     """
-    p_values = peak_p_values(scores)
+    p_values = peak_p_values(scores, gaps)
     counted = np.ones(p_values.shape[1], bool) if counted is None else counted
     adjusted = np.ones(p_values.shape[1])
     if counted.any():
@@ -343,7 +349,7 @@ def measure_stability(
         return
     found = np.zeros(len(candidates))
     for weight in weights:
-        again = massive_dimensions(peaks.resampled(weight), effect_share, settings, counted)
+        again = massive_dimensions(peaks.resampled(weight), effect_share, settings, counted, peaks.gaps)
         for index, candidate in enumerate(candidates):
             lasts = persistence.held(again.active[:, candidate.dim]).any()
             found[index] += candidate.dim in again.dims and bool(lasts)

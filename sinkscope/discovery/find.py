@@ -97,7 +97,7 @@ def find(run: RunReader, settings: DiscoverySettings) -> Findings:
     depth = run.attributes.num_layers + 1
     link, unlinked = read_link(run, settings)
     persistence = Persistence(settings.run_length(depth - 1), link.attended if link is not None else None)
-    peaks = measure_peaks(run, settings)
+    peaks = measure_peaks(run, settings, gaps=link is None)
     magnitudes = TokenMagnitudes(run, peaks.typical)
     drawing, counted = None, None
     accompanying: dict[int, NDArray[np.bool_]] = {}
@@ -108,7 +108,7 @@ def find(run: RunReader, settings: DiscoverySettings) -> Findings:
         largest = accompanying_layers(link, magnitudes, depth, settings)
         accompanying = {dim: layers for dim, layers in largest.items() if persistence.held(layers).any()}
     effect = settings.effect_share if link is not None else settings.effect_share_without_attention
-    massive = massive_dimensions(peaks.scores, effect, settings, counted)
+    massive = massive_dimensions(peaks.scores, effect, settings, counted, peaks.gaps)
     candidates, fleeting = find_candidates(peaks, magnitudes, massive, settings, persistence)
     attended = np.array([link is not None and link.measured(layer) for layer in range(depth)])
     judge_link(candidates, drawing, attended, massive.p_values, settings, persistence)

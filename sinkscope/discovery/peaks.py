@@ -1,5 +1,6 @@
 """The peak statistic: how far a dimension rises above its own bulk, on the token's own scale."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -13,6 +14,9 @@ from sinkscope.store.reader import RunReader
 
 SMALLEST = 1e-9
 """Floor under the excess ratio, so that dimensions without any excess have a finite logarithm."""
+
+LARGEST_SHARE = 0.25
+"""At most so many of the sampled tokens lie above a gap between ordinary tokens and sinks."""
 
 
 class PeakScores(NamedTuple):
@@ -51,6 +55,9 @@ class Peaks:
         Median of abs(x[d]) over the first of the top tokens, as many as the first of `ranks` says.
     median_share : float64 [L+1, D]
         Median over the sampled tokens of the energy share.
+    gaps : float64 [R, L+1, D] or None
+        Widest gap, in logarithms, among the larger values of abs(x[d]) over the sampled and top tokens, with half of
+        each of `ranks` above it: between two populations where there are two. Measured on demand.
     ranks : tuple of int
         The score of a dimension is the median over so many top tokens: one number for a trigger that occurs in some of
         the samples, one for a trigger in nearly all of them, where these differ.
@@ -63,6 +70,7 @@ class Peaks:
     ordinary: Floats
     height: Floats
     median_share: Floats
+    gaps: Floats | None
     ranks: tuple[int, ...]
 
     @property
@@ -104,7 +112,29 @@ def peak_ranks(num_samples: int, kept: int, settings: DiscoverySettings) -> tupl
     return (some,) if some == all_samples else (some, all_samples)
 
 
-def measure_peaks(run: RunReader, settings: DiscoverySettings) -> Peaks:
+def widest_gaps(magnitude: NDArray[np.floating], top: NDArray[np.floating], ranks: Sequence[int]) -> Floats:
+    """The widest gaps, on a log scale, with half of each of `ranks` and at most a quarter of the tokens above.
+
+    Parameters
+    ----------
+    magnitude : float [D, S]
+        abs(x[d]) of sampled tokens.
+    top : float [D, K]
+        Of the top tokens, which the sample may have missed.
+    ranks : sequence of int
+
+    Returns
+    -------
+    float64 [R, D]
+    """
+    together = np.concatenate([magnitude, top], axis=1)
+    last = min(together.shape[1] - 1, int(LARGEST_SHARE * magnitude.shape[1]) + top.shape[1])
+    upper = -np.sort(np.partition(-together, last, axis=1)[:, : last + 1], axis=1)
+    steps = -np.diff(np.log(np.maximum(upper, SMALLEST)), axis=1)
+    return np.stack([steps[:, max(1, rank // 2) - 1 :].max(axis=1, initial=0.0) for rank in ranks]).astype(np.float64)
+
+
+def measure_peaks(run: RunReader, settings: DiscoverySettings, gaps: bool = False) -> Peaks:
     """Read the peak statistic of every dimension and layer from a run.
 
     Parameters
@@ -113,12 +143,15 @@ def measure_peaks(run: RunReader, settings: DiscoverySettings) -> Peaks:
         An open run file.
     settings : DiscoverySettings
         `typical_quantile`, `top_tokens` and `samples_per_token` are used.
+    gaps : bool
+        Measure the gaps, too.
     """
     statistics, tokens = run.statistics, run.tokens
     depth, width, kept = statistics.topk_token.shape
     num_samples = int(tokens.sample.max()) + 1 if len(tokens) else 0
     ranks = peak_ranks(num_samples, kept, settings)
     typical, ordinary, height, share = (np.empty((depth, width)) for _ in range(4))
+    gap = np.empty((len(ranks), depth, width)) if gaps else None
     energy, contrast = np.empty((depth, width, kept)), np.empty((depth, width, kept))
     token, sample = (np.empty((depth, width, kept), np.int64) for _ in range(2))
     for layer in range(depth):
@@ -136,6 +169,8 @@ def measure_peaks(run: RunReader, settings: DiscoverySettings) -> Peaks:
         for place in range(kept_dim.shape[1]):
             kept = kept_dim[found, place] == np.arange(width)[:, None]
             peak[kept] = np.abs(kept_value[found, place][kept])
+        if gap is not None:
+            gap[:, layer] = widest_gaps(magnitude, np.where(found >= 0, peak, 0.0), ranks)
         rise = np.maximum(1.0 - ordinary[layer, :, None] / np.maximum(peak, np.finfo(np.float32).tiny), 0.0)
         values = np.where(found >= 0, np.log(odds * rise**2 + SMALLEST), np.log(SMALLEST))
         order = np.argsort(-values, axis=-1, kind="stable")
@@ -145,4 +180,4 @@ def measure_peaks(run: RunReader, settings: DiscoverySettings) -> Peaks:
         contrast[layer] = np.take_along_axis(np.where(found >= 0, rising, 0.0), order, -1)
         token[layer] = np.take_along_axis(found, order, -1)
         sample[layer] = np.where(token[layer] >= 0, tokens.sample[token[layer]], num_samples)
-    return Peaks(PeakScores(energy, contrast), sample, token, typical, ordinary, height, share, ranks)
+    return Peaks(PeakScores(energy, contrast), sample, token, typical, ordinary, height, share, gap, ranks)

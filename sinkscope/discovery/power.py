@@ -67,7 +67,7 @@ def _repeated(found: Findings, part: float) -> dict[str, Any]:
         tokens.append(int(lengths @ weight))
         ranks = peak_ranks(size, found.peaks.sample.shape[-1], found.settings)
         massive = massive_dimensions(
-            found.peaks.resampled(weight, ranks), found.effect_share, found.settings, found.counted
+            found.peaks.resampled(weight, ranks), found.effect_share, found.settings, found.counted, found.peaks.gaps
         )
         again += all(dim in massive.dims and bool(found.persistence.held(massive.active[:, dim]).any()) for dim in dims)
     return {"samples": size, "tokens": int(np.mean(tokens)), "repeated": again / SUBSETS}
