@@ -15,6 +15,7 @@ from sinkscope.calibration import Sample, default_images, default_texts, read_im
 from sinkscope.capture.runner import Progress
 from sinkscope.capture.runner import run as capture_run
 from sinkscope.capture.settings import CaptureSettings
+from sinkscope.causal import CausalSettings, causal_check
 from sinkscope.discovery import DiscoverySettings, discover
 from sinkscope.errors import InputError
 from sinkscope.profile import Profile
@@ -91,8 +92,10 @@ def profile_model(
     name: str | None = None,
     settings: DiscoverySettings | None = None,
     progress: Progress | None = None,
+    causal: bool | CausalSettings = False,
+    causal_progress: Progress | None = None,
 ) -> Profile:
-    """Profile a model: calibration data, hidden states into a run file, discovery.
+    """Profile a model: calibration data, hidden states into a run file, discovery, and a causal check if wanted.
 
     Parameters
     ----------
@@ -120,6 +123,11 @@ def profile_model(
         Thresholds of the method.
     progress : callable, optional
         Called with (tokens done, tokens in all).
+    causal : bool or CausalSettings
+        Check by exchange that the dimensions found cause the attention that their tokens draw; the result is
+        `evidence.causal`, see `sinkscope.causal.causal_check`.
+    causal_progress : callable, optional
+        Called with (edits done, edits in all) during that check.
 
     Returns
     -------
@@ -129,7 +137,7 @@ def profile_model(
     Raises
     ------
     SinkscopeError
-        Or one of its subclasses, as `load`, the capture run and `discover` say.
+        Or one of its subclasses, as `load`, the capture run, `discover` and `causal_check` say.
     """
     loaded = _as_loaded(model, tokenizer_or_processor)
     calibration, source = _calibration(loaded, texts, images)
@@ -137,7 +145,12 @@ def profile_model(
     with tempfile.TemporaryDirectory(prefix="sinkscope-") as scratch:
         path = Path(scratch) / "run.h5" if run is None else Path(run)
         capture_run(loaded, calibration, path, capture, resume=resume, progress=progress, source=source)
-        return discover(path, settings, name=name)
+        profile = discover(path, settings, name=name)
+    if not causal:
+        return profile
+    check = causal if isinstance(causal, CausalSettings) else CausalSettings(seed=seed, attention=attention)
+    result = causal_check(loaded, profile, calibration, settings=check, progress=causal_progress)
+    return profile.model_copy(update={"evidence": profile.evidence.model_copy(update={"causal": result})})
 
 
 def _as_loaded(model: Any, helper: Any) -> LoadedModel:

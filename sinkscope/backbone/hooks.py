@@ -1,4 +1,4 @@
-"""The hidden state entering each decoder layer, seen through hooks that are always removed."""
+"""The hidden state entering each decoder layer, seen or edited through hooks that are always removed."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -7,9 +7,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from sinkscope.backbone.anatomy import Anatomy, decoder_layers
-from sinkscope.errors import UnsupportedModelError
+from sinkscope.errors import InputError, UnsupportedModelError
 
 StateCallback = Callable[[int, Tensor], None]
+StateEdit = Callable[[Tensor], Tensor]
 
 
 @contextmanager
@@ -32,13 +33,7 @@ def entering_states(model: nn.Module, anatomy: Anatomy, callback: StateCallback)
     layers = decoder_layers(model, anatomy)
 
     def see(index: int, state: Any) -> None:
-        if not isinstance(state, Tensor) or state.ndim != 3 or state.shape[-1] != anatomy.hidden_size:
-            shape = list(state.shape) if isinstance(state, Tensor) else type(state).__name__
-            raise UnsupportedModelError(
-                f"decoder layer {index} of {anatomy.model_type} passes on {shape}, not [batch, tokens, "
-                f"{anatomy.hidden_size}]: the hidden size is not constant over depth"
-            )
-        callback(index, state)
+        callback(index, _checked(anatomy, index, state))
 
     def before(index: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -54,3 +49,56 @@ def entering_states(model: nn.Module, anatomy: Anatomy, callback: StateCallback)
             stack.callback(layer.register_forward_pre_hook(before(index), with_kwargs=True).remove)
         stack.callback(layers[-1].register_forward_hook(after).remove)
         yield
+
+
+@contextmanager
+def edited_state(model: nn.Module, anatomy: Anatomy, layer: int, edit: StateEdit) -> Iterator[None]:
+    """Put ``edit(hidden_state)`` in the place of the state entering `layer`, in every forward pass inside the context.
+
+    Contexts of `entering_states` that are entered later see the edited state, earlier ones the state before it.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The model that `anatomy` describes.
+    layer : int
+        Index of the decoder layer, 0 to L - 1.
+    edit : callable
+        Takes the state, Tensor [B, T, D], and returns its replacement; what it is given it must not change. The
+        replacement may hold more samples than the pass began with, where all that the layers read beside it (masks,
+        position embeddings) has a batch of one that broadcasts.
+
+    Raises
+    ------
+    InputError
+        If there is no such layer.
+    UnsupportedModelError
+        During the forward pass, if the layer does not receive a state of the hidden size.
+    """
+    layers = decoder_layers(model, anatomy)
+    if not 0 <= layer < len(layers):
+        raise InputError(f"there is no decoder layer {layer} to edit; {anatomy.model_type} has {len(layers)}")
+
+    def replace(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if args:
+            return (edit(_checked(anatomy, layer, args[0])), *args[1:]), kwargs
+        return args, kwargs | {"hidden_states": edit(_checked(anatomy, layer, kwargs.get("hidden_states")))}
+
+    handle = layers[layer].register_forward_pre_hook(replace, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _checked(anatomy: Anatomy, index: int, state: Any) -> Tensor:
+    """The state, if it is one of the hidden size."""
+    if not isinstance(state, Tensor) or state.ndim != 3 or state.shape[-1] != anatomy.hidden_size:
+        shape = list(state.shape) if isinstance(state, Tensor) else type(state).__name__
+        raise UnsupportedModelError(
+            f"decoder layer {index} of {anatomy.model_type} passes on {shape}, not [batch, tokens, "
+            f"{anatomy.hidden_size}]: the hidden size is not constant over depth"
+        )
+    return state

@@ -1,5 +1,6 @@
 """``sinkscope profile``: from a model to its profile."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -21,7 +22,7 @@ from sinkscope.errors import InputError, NonFiniteActivationError, UnsupportedMo
 
 EXAMPLES = """\b
 Examples:
-  sinkscope profile demo:llm
+  sinkscope profile demo:llm --causal
   sinkscope profile llava-hf/llava-1.5-7b-hf -o llava.json --plots figures
   sinkscope profile ./model.gguf --texts my-corpus.txt --samples 64
   sinkscope profile ./my-lmm --images photos/ --run my-lmm.run.h5 --resume
@@ -59,6 +60,7 @@ Examples:
 @click.option("--tokens", metavar="N", type=click.IntRange(min=1), help="Use at most so many tokens.")
 @click.option("--resume", is_flag=True, help="Go on with the run file of an interrupted run.")
 @click.option("--no-attention", is_flag=True, help="Do not measure attention; every massive dimension is then listed.")
+@click.option("--causal", is_flag=True, help="Check by exchange that the dimensions found draw the attention.")
 @click.option(
     "--seed", metavar="N", type=click.IntRange(min=0), default=0, show_default=True, help="Of every random choice."
 )
@@ -78,6 +80,7 @@ def command(
     tokens: int | None,
     resume: bool,
     no_attention: bool,
+    causal: bool,
     seed: int,
     name: str | None,
     plots: Path | None,
@@ -115,6 +118,14 @@ def command(
             loaded = load(model, revision=revision, dtype=dtype, device_map=device, trust_remote_code=trust_remote_code)
         session.run = run
         made_here = not run.exists()
+        checking: list[Callable[[int, int], None]] = []
+
+        def show_check(done: int, total: int) -> None:
+            # Its bar appears when the check begins, not beside that of the capture run.
+            if not checking:
+                checking.append(bar.stage("causal check"))
+            checking[0](done, total)
+
         try:
             profile = profile_model(
                 loaded,
@@ -127,6 +138,8 @@ def command(
                 attention=not no_attention,
                 seed=seed,
                 progress=bar.stage("tokens"),
+                causal=causal,
+                causal_progress=show_check,
             )
         except (NonFiniteActivationError, UnsupportedModelError):
             # A run that can never be finished is of no use to --resume.

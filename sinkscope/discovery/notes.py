@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sinkscope.discovery.find import Findings
-from sinkscope.discovery.null import runs
 from sinkscope.profile.schema import SinkDimension
+from sinkscope.significance import runs
 from sinkscope.store.layout import KIND_SPECIAL, KIND_VISUAL, TokenTable
 
 Verdict = Literal["sinks", "none", "uncertain"]
@@ -126,9 +126,10 @@ def _about_phi(found: Findings) -> list[str]:
     for entry in found.bands:
         if len(entry.band.dims) > 1:
             lowest = math.sqrt(found.width / len(entry.band.dims))
+            first, last = entry.band.first_layer, entry.band.last_layer
             said.append(
-                f"layers {entry.band.first_layer}-{entry.band.last_layer}: {len(entry.band.dims)} dimensions share "
-                f"the energy, so phi can be as low as {lowest:.1f} on a pure sink token"
+                f"{f'layer {first}' if first == last else f'layers {first}-{last}'}: {len(entry.band.dims)} dimensions "
+                f"share the energy, so phi can be as low as {lowest:.1f} on a pure sink token"
             )
     if found.bands and ceiling < 20.0 * (1 + 1e-9):
         said.append(f"phi cannot reach the published tau of 20 here: it ends at sqrt(D) = {ceiling:.1f}")

@@ -167,6 +167,7 @@ class Evidence(_Part):
     """What supports the profile. `attention` is null where attention was not measured."""
 
     attention: dict[str, Any] | None = None
+    causal: dict[str, Any] | None = None
     notes: Annotated[list[Text], Field(max_length=256)] = []
 
 

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sinkscope.profile import Band, Profile, RejectedDimension, SinkDimension, Tau
+from sinkscope.report.causal import causal_sentences, causal_table
 from sinkscope.report.style import clean, format_number, shorten
 
 VERDICT_STYLES = {"sinks": "bold green", "none": "bold cyan", "uncertain": "bold yellow"}
@@ -48,6 +49,10 @@ def profile_summary(profile: Profile) -> RenderableType:
     if evidence or profile.evidence.notes:
         parts += [_section("Evidence and notes")]
         parts += [_indented(_bullet(text)) for text in [*evidence, *profile.evidence.notes]]
+    if profile.evidence.causal is not None:
+        table = causal_table(profile.evidence.causal)
+        parts += [_section("Causal check"), *([] if table is None else [_indented(table)])]
+        parts += [_indented(_bullet(text)) for text in causal_sentences(profile.evidence.causal)]
     parts += [
         _section("VAR defaults"),
         _indented(_var_line(profile)),
