@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sinkscope.redistribution.applicator import var
     from sinkscope.redistribution.equations import VarConfig, redistribute
     from sinkscope.registry.local import load_profile
+    from sinkscope.weights import predict
 
 _HOMES = {
     "Profile": "sinkscope.profile",
@@ -30,6 +31,7 @@ _HOMES = {
     "load": "sinkscope.pipeline",
     "load_profile": "sinkscope.registry.local",
     "phi": "sinkscope.profile.score",
+    "predict": "sinkscope.weights",
     "profile_model": "sinkscope.pipeline",
     "redistribute": "sinkscope.redistribution.equations",
     "sink_mask": "sinkscope.profile.score",
@@ -45,6 +47,7 @@ __all__ = [
     "load",
     "load_profile",
     "phi",
+    "predict",
     "profile_model",
     "redistribute",
     "sink_mask",

@@ -17,8 +17,9 @@ from sinkscope.capture.runner import run as capture_run
 from sinkscope.capture.settings import CaptureSettings
 from sinkscope.causal import CausalSettings, causal_check
 from sinkscope.discovery import DiscoverySettings, discover
-from sinkscope.errors import InputError
+from sinkscope.errors import InputError, UnsupportedModelError
 from sinkscope.profile import Profile
+from sinkscope.weights import predict_loaded, with_weights
 
 DEMO_PREFIX = "demo:"
 DEMO_MODELS = ("demo:llm", "demo:lmm")
@@ -97,6 +98,8 @@ def profile_model(
 ) -> Profile:
     """Profile a model: calibration data, hidden states into a run file, discovery, and a causal check if wanted.
 
+    What the weights alone say goes into `evidence.weights`, as a second witness.
+
     Parameters
     ----------
     model : LoadedModel, nn.Module, str or path
@@ -145,12 +148,21 @@ def profile_model(
     with tempfile.TemporaryDirectory(prefix="sinkscope-") as scratch:
         path = Path(scratch) / "run.h5" if run is None else Path(run)
         capture_run(loaded, calibration, path, capture, resume=resume, progress=progress, source=source)
-        profile = discover(path, settings, name=name)
+        profile = _with_weights(discover(path, settings, name=name), loaded.model)
     if not causal:
         return profile
     check = causal if isinstance(causal, CausalSettings) else CausalSettings(seed=seed, attention=attention)
     result = causal_check(loaded, profile, calibration, settings=check, progress=causal_progress)
     return profile.model_copy(update={"evidence": profile.evidence.model_copy(update={"causal": result})})
+
+
+def _with_weights(profile: Profile, model: nn.Module) -> Profile:
+    """The profile with its second witness; where the weights cannot be read, with the reason."""
+    try:
+        return with_weights(profile, predict_loaded(model))
+    except UnsupportedModelError as error:
+        evidence = profile.evidence.model_copy(update={"weights": {"unavailable": str(error)}})
+        return profile.model_copy(update={"evidence": evidence})
 
 
 def _as_loaded(model: Any, helper: Any) -> LoadedModel:

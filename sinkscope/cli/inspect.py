@@ -1,10 +1,12 @@
 """``sinkscope inspect``: what a model is made of, from its config alone."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from sinkscope.cli.output import json_option, print_json, print_rich, quiet_libraries, quiet_stdout
+from sinkscope.errors import SinkscopeError
 
 if TYPE_CHECKING:
     from sinkscope.backbone.anatomy import Anatomy
@@ -20,14 +22,18 @@ Examples:
 @click.argument("model", metavar="MODEL")
 @click.option("--revision", metavar="R", help="Revision on the hub: a branch, tag or commit.")
 @click.option("--trust-remote-code", is_flag=True, help="Run code that the model's repository ships. Read it first.")
+@click.option("--no-weights", is_flag=True, help="Read the config alone, also where the weights are on this machine.")
 @json_option
-def command(model: str, revision: str | None, trust_remote_code: bool, as_json: bool) -> None:
+def command(model: str, revision: str | None, trust_remote_code: bool, no_weights: bool, as_json: bool) -> None:
     """Show what sinkscope sees in a model: its layers, attention and visual tokens, and what can be done with it.
 
-    Reads the config alone and loads no weights.
+    Reads the config, and where the weights are on this machine also the matrices that name the sink dimensions (see
+    `sinkscope predict`). The model itself is never loaded.
     """
     anatomy = anatomy_of(model, revision, trust_remote_code)
     facts = describe(model, anatomy)
+    if not no_weights and (Path(model).exists() or model.startswith("demo:")):
+        facts["by_weights"] = _prediction(model, revision, trust_remote_code)
     if as_json:
         print_json(facts)
     else:
@@ -72,8 +78,20 @@ def describe(model: str, anatomy: "Anatomy") -> dict[str, Any]:
     }
 
 
+def _prediction(model: str, revision: str | None, trust_remote_code: bool) -> dict[str, Any]:
+    """What the weights say, or why they say nothing: weights that cannot be read are no failure of `inspect`."""
+    with quiet_stdout(), quiet_libraries():
+        from sinkscope.pipeline import resolve
+        from sinkscope.weights import predict
+
+        try:
+            return predict(resolve(model), revision=revision, trust_remote_code=trust_remote_code).to_dict()
+        except SinkscopeError as error:
+            return {"unavailable": str(error)}
+
+
 def _lines(facts: dict[str, Any]) -> list[str]:
-    layers, can = facts["attention_layers"], facts["can"]
+    layers, can, said = facts["attention_layers"], facts["can"], facts.get("by_weights")
     visual = "none: a text model"
     if facts["multimodal"]:
         ids = ", ".join(map(str, facts["placeholder_ids"]))
@@ -91,4 +109,5 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         "profile        yes"
         + ("" if can["measure_attention"] else f", with --no-attention: {facts['can']['measure_attention_refusal']}"),
         "VAR            " + ("yes" if can["var"] else f"no: {can['var_refusal']}"),
+        *([f"by weights     {said.get('reason') or said['unavailable']}"] if said else []),
     ]

@@ -30,6 +30,7 @@ MEMORY_ADVICE = "out of memory; load the model with --dtype bfloat16, or choose 
 COMMANDS = {
     "profile": "sinkscope.cli.profile",
     "apply": "sinkscope.cli.apply",
+    "predict": "sinkscope.cli.predict",
     "inspect": "sinkscope.cli.inspect",
     "info": "sinkscope.cli.info",
     "discover": "sinkscope.cli.discover",

@@ -118,13 +118,16 @@ class ProgressBar:
         """The callback of the part of the work called `name`."""
         task = None if self._bar is None else self._bar.add_task(name, total=None)
         shown_at = -math.inf
+        finished = False
 
         def show(done: int, total: int) -> None:
-            nonlocal shown_at
+            nonlocal shown_at, finished
             if task is not None:
                 self._bar.update(task, completed=done, total=total)
+            elif finished:
+                return
             elif done >= total or time.monotonic() - shown_at >= self.SECONDS_BETWEEN_LINES:
-                shown_at = time.monotonic()
+                shown_at, finished = time.monotonic(), done >= total
                 note(f"{name}: {done} of {total}")
 
         return show

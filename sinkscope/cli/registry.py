@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sinkscope.cli.output import json_option, note, print_json, print_rich
+from sinkscope.cli.output import json_option, note, print_json, print_rich, quiet_libraries, quiet_stdout
 from sinkscope.errors import ProfileError, SinkscopeError
 
 if TYPE_CHECKING:
@@ -79,13 +79,16 @@ def show_command(name: str, as_json: bool) -> None:
 @command.command("check")
 @click.argument("names", metavar="[NAME|PATH]...", nargs=-1)
 @click.option("--model", metavar="MODEL", help="Also check that the profiles are for the backbone of this model.")
+@click.option("--weights", metavar="MODEL", help="Also hold the dimensions of NAME against the weights of this model.")
 @json_option
-def check_command(names: tuple[str, ...], model: str | None, as_json: bool) -> None:
+def check_command(names: tuple[str, ...], model: str | None, weights: str | None, as_json: bool) -> None:
     """Check profiles: valid, consistent, unchanged by a JSON round trip, and for the backbone of --model.
 
-    Without NAME it checks all that come with sinkscope, and your own. Whether the numbers are true is not checked. Exit
-    code 1 where there is a problem.
+    Without NAME it checks all that come with sinkscope, and your own. Whether the numbers are true is not checked, but
+    for the dimensions, which --weights compares with what the weights say. Exit code 1 where there is a problem.
     """
+    if weights is not None and not names:
+        raise click.UsageError("--weights compares one or more profiles: name them")
     fingerprint = None
     if model is not None:
         from sinkscope.cli.inspect import anatomy_of
@@ -95,14 +98,32 @@ def check_command(names: tuple[str, ...], model: str | None, as_json: bool) -> N
         checked, problems = len(names), [problem for name in names for problem in _problems(name, fingerprint)]
     else:
         checked, problems = _check_all(fingerprint)
+    said: list[dict[str, Any]] = []
+    if weights is not None and not problems:
+        said, problems = _against_weights(names, weights)
     if as_json:
-        print_json({"ok": not problems, "checked": checked, "problems": problems})
+        document = {"ok": not problems, "checked": checked, "problems": problems}
+        print_json(document | ({"weights": said} if weights is not None else {}))
     elif not problems:
+        for entry in said:
+            print_rich(f"{entry['profile']}: {entry['sentence']}")
         print_rich(f"{checked} profile{'' if checked == 1 else 's'}: no problem found")
     if problems:
         shown = "; ".join(f"{problem['profile']}: {problem['message']}" for problem in problems[:3])
         more = f"; and {len(problems) - 3} more (--json lists them)" if len(problems) > 3 else ""
         raise SinkscopeError(f"{len(problems)} problem{'' if len(problems) == 1 else 's'} found: {shown}{more}")
+
+
+def _against_weights(names: tuple[str, ...], model: str) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    """What the weights say of each profile, and where they disagree."""
+    with quiet_stdout(), quiet_libraries():
+        from sinkscope.pipeline import resolve
+        from sinkscope.registry import load_profile
+        from sinkscope.weights import compare, predict
+
+        prediction = predict(resolve(model))
+        said = [{"profile": name} | compare(load_profile(name), prediction) for name in names]
+    return said, [{"profile": entry["profile"], "message": entry["sentence"]} for entry in said if not entry["agrees"]]
 
 
 def _check_all(fingerprint: dict[str, Any] | None) -> tuple[int, list[dict[str, str]]]:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sinkscope.discovery.null import Floats
 from sinkscope.discovery.settings import DiscoverySettings
+from sinkscope.significance import Floats
 from sinkscope.store.reader import RunReader
 
 

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from sinkscope.discovery.dimensions import Candidate
 from sinkscope.discovery.evidence import triggers
 from sinkscope.discovery.find import Findings
-from sinkscope.discovery.null import runs
 from sinkscope.profile.schema import RejectedDimension, SinkDimension
+from sinkscope.significance import runs
 
 LISTED = 16
 """At most so many rejected dimensions of a kind are listed."""

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sinkscope.discovery.attention import AttentionLink
-from sinkscope.discovery.null import Floats, benjamini_hochberg, runs, simes, tail_p_values
 from sinkscope.discovery.peaks import Peaks, PeakScores
 from sinkscope.discovery.settings import DiscoverySettings
 from sinkscope.discovery.split import best_split
 from sinkscope.discovery.tokens import TokenMagnitudes
+from sinkscope.significance import Floats, benjamini_hochberg, runs, simes, tail_p_values
 
 LEAST_PRESENCE = 0.25
 """Share of a layer's attention sinks on which a companion is among the largest coordinates."""

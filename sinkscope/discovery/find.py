@@ -18,11 +18,11 @@ from sinkscope.discovery.dimensions import (
     massive_dimensions,
     measure_stability,
 )
-from sinkscope.discovery.null import Floats, benjamini_hochberg, simes
 from sinkscope.discovery.peaks import Peaks, measure_peaks
 from sinkscope.discovery.settings import DiscoverySettings
 from sinkscope.discovery.threshold import BandTokens, calibrate_band, layer_bands
 from sinkscope.discovery.tokens import TokenMagnitudes
+from sinkscope.significance import Floats, benjamini_hochberg, simes
 from sinkscope.store.reader import RunReader
 
 

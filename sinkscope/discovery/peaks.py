@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sinkscope.discovery.null import Floats
 from sinkscope.discovery.settings import DiscoverySettings
+from sinkscope.significance import Floats
 from sinkscope.store.reader import RunReader
 
 SMALLEST = 1e-9

@@ -6,8 +6,8 @@ import numpy as np
 
 from sinkscope.discovery.dimensions import massive_dimensions
 from sinkscope.discovery.find import Findings
-from sinkscope.discovery.null import fit_tail
 from sinkscope.discovery.peaks import peak_ranks
+from sinkscope.significance import fit_tail
 
 PARTS = (0.125, 0.25, 0.5, 0.75)
 """Parts of the samples in which the decision is looked for again."""

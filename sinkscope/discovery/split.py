@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sinkscope.discovery.null import Floats
+from sinkscope.significance import Floats
 
 EDGE = 4.0
 """Where one side of a split holds no token, the threshold may move by this factor beyond the outermost token."""

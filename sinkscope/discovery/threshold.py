@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from sinkscope.discovery.attention import AttentionLink
 from sinkscope.discovery.dimensions import Candidate
-from sinkscope.discovery.null import Floats, runs
 from sinkscope.discovery.settings import DiscoverySettings
 from sinkscope.discovery.split import Split, resampled_thresholds, split_at
 from sinkscope.discovery.tokens import TokenMagnitudes
 from sinkscope.profile.schema import Band, LayerScale, Tau
+from sinkscope.significance import Floats, runs
 
 CONFIDENCE = 0.95
 """Of the bootstrap intervals."""

@@ -6,7 +6,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from sinkscope.discovery.null import Floats
+from sinkscope.significance import Floats
 from sinkscope.store.reader import RunReader
 
 CACHED_BYTES, KEPT_BYTES = 2**28, 68

@@ -168,6 +168,7 @@ class Evidence(_Part):
 
     attention: dict[str, Any] | None = None
     causal: dict[str, Any] | None = None
+    weights: dict[str, Any] | None = None
     notes: Annotated[list[Text], Field(max_length=256)] = []
 
 

@@ -46,6 +46,9 @@ def profile_summary(profile: Profile) -> RenderableType:
     evidence = _attention_facts(profile.evidence.attention or {})
     if profile.provenance.kind == "measured" and profile.evidence.attention is None:
         evidence.append("attention was not measured: the link from dimension to attention was not asked for")
+    if profile.evidence.weights is not None:
+        said = profile.evidence.weights.get("sentence") or profile.evidence.weights.get("unavailable")
+        evidence.append(f"by the weights: {clean(str(said))}")
     if evidence or profile.evidence.notes:
         parts += [_section("Evidence and notes")]
         parts += [_indented(_bullet(text)) for text in [*evidence, *profile.evidence.notes]]
