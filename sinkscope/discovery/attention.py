@@ -9,6 +9,9 @@ from sinkscope.discovery.settings import DiscoverySettings
 from sinkscope.significance import Floats
 from sinkscope.store.reader import RunReader
 
+FEWEST_LATER_QUERIES = 8
+"""The mean over fewer queries says nothing, however short the sample."""
+
 
 @dataclass(frozen=True)
 class AttentionLink:
@@ -45,15 +48,23 @@ class AttentionLink:
         return layer < self.num_layers and not bool(np.isnan(self.drawn[:, layer]).all())
 
 
+def least_later_queries(run: RunReader, settings: DiscoverySettings) -> NDArray[np.int64]:
+    """How many later queries a token needs to be judged, int64 [N]: fewer in short samples, half of their length, so
+    that these can be judged at all."""
+    length = np.bincount(run.tokens.sample)[run.tokens.sample]
+    return np.minimum(settings.minimum_later_queries, np.maximum(length // 2, FEWEST_LATER_QUERIES))
+
+
 def read_link(run: RunReader, settings: DiscoverySettings) -> tuple[AttentionLink | None, str | None]:
     """The attention of a run, or None with the reason why there is none to go by."""
     table = run.attention
     if table is None:
         return None, run.attributes.attention
-    judged = table.later_queries >= settings.minimum_later_queries
+    judged = table.later_queries >= least_later_queries(run, settings)[table.token]
     if judged.sum() < settings.least_judged:
         return None, (
-            f"only {int(judged.sum())} tokens have {settings.minimum_later_queries} later queries; give longer texts"
+            f"only {int(judged.sum())} tokens have enough later queries ({settings.minimum_later_queries}, or half of "
+            "their text where that is shorter); give longer texts"
         )
     drawn = table.drawn[judged].astype(np.float64)
     with np.errstate(invalid="ignore"):

@@ -57,7 +57,10 @@ class DiscoverySettings:
         0.10, "Tokens that draw more than this mean attention from later queries are attention sinks."
     )
     minimum_later_queries: int = _threshold(
-        40, "Attention of tokens with fewer later queries is too noisy to judge.", 1, UNBOUNDED
+        40,
+        "Attention of tokens with fewer later queries is too noisy to judge (half of the text, if short).",
+        1,
+        UNBOUNDED,
     )
     least_judged: int = _threshold(50, "With fewer tokens to judge, attention counts as not measured.", 1, UNBOUNDED)
     link_share: float = _threshold(0.5, "Of a dimension's massive tokens, this share must be attention sinks.")

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from sinkscope.significance import benjamini_hochberg, runs, simes, tail_p_values
 from sinkscope.discovery.split import auroc, average_precision, best_split, gap_split
+from sinkscope.significance import benjamini_hochberg, runs, simes, tail_p_values
 
 UNIT = st.floats(0, 1, allow_nan=False)
 

@@ -93,6 +93,30 @@ def test_an_all_token_outlier_that_is_raised_on_sinks_is_a_companion(tmp_path, f
     assert 40 in [entry.dim for entry in profile.all_token_outliers]
 
 
+def test_short_samples_are_judged_by_their_attention_too(tmp_path):
+    """Samples of 30 tokens have none with 40 later queries."""
+    from sinkscope.capture.synthetic import write_synthetic
+
+    length, samples = 30, 24
+    generator = np.random.default_rng(25)
+    scale = np.exp(generator.normal(0, 0.3, WIDTH))
+    states = [generator.normal(size=(samples * length, WIDTH)) * scale]
+    for _ in range(LAYERS):
+        states.append(states[-1] + 0.4 * generator.normal(size=states[0].shape) * scale)
+    states = np.array(states)
+    position = np.tile(np.arange(length), samples)
+    plant(states, [99], 300.0, position == 0, 2, LAYERS)
+    plant(states, [17], 200.0, position % 10 == 5, 2, LAYERS)
+    drawn = attention_of((position == 0)[:, None] & LATER, LAYERS)
+    run = write_synthetic(
+        tmp_path / "run.h5", states.astype(np.float32), np.repeat(np.arange(samples), length), drawn=drawn
+    )
+    profile = discover(run)
+    assert profile.dims == (99,)
+    assert 17 in [entry.dim for entry in profile.content_dimensions]
+    assert profile.evidence.attention["tokens"] == samples * length // 2
+
+
 def _tensor(states):
     torch = pytest.importorskip("torch")
     return torch.from_numpy(states.astype(np.float32))
