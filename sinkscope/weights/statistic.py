@@ -19,17 +19,19 @@ LEADING_RATIO = 0.05
 """Entries with at least this part of the energy of the column's largest lead beside it, and do not hide each other."""
 FELLOWS = 8
 """At most so many entries of a column lead."""
-EXAMINED = 64
+EXAMINED = 24
 """For so many rows, those with the largest entries, fellow leading entries are told apart; others have none."""
 ENTRIES = 4
-"""So many of a row's largest entries are looked at: the neuron that writes least else counts."""
-BLOCK = 2**22
-"""Entries at a time: what is computed besides the matrix stays small."""
+"""So many of their largest entries are looked at: the neuron that writes least else counts."""
+BLOCK = 2**18
+"""Entries at a time: what is computed besides the matrix stays small, and in the cache."""
+TINY = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True)
 class RowScores:
-    """The rows of one matrix [D, I], each at the one of its few largest entries that stands out most.
+    """The rows of one matrix [D, I], each at its largest entry; rows that may stand out at the one of their few largest
+    entries that stands out most.
 
     Attributes
     ----------
@@ -65,40 +67,42 @@ def score_rows(matrix: Tensor, scale: Tensor | None = None) -> RowScores:
         Multiplied on every row: the weight of a norm that follows.
     """
     width, neurons = matrix.shape
-    entries = min(ENTRIES, neurons)
-    largest, place = torch.zeros(width, entries), torch.zeros(width, entries, dtype=torch.int64)
-    row_energy = torch.zeros(width, dtype=torch.float64)
-    column_energy = torch.empty(neurons, dtype=torch.float64)
-    step = max(entries, BLOCK // width)
-    factor = None if scale is None else scale.float().abs()[:, None]
-    for start in range(0, neurons, step):
-        block = matrix[:, start : start + step].float()
-        block = block.abs() if factor is None else block.abs() * factor
-        value, column = block.topk(min(entries, block.shape[1]), dim=1)
-        together, columns = torch.cat([largest, value], dim=1), torch.cat([place, column + start], dim=1)
-        largest, chosen = together.topk(entries, dim=1)
-        place = columns.gather(1, chosen)
+    factor = None if scale is None else scale.float().abs()
+    largest, place = torch.zeros(width), torch.zeros(width, dtype=torch.int64)
+    row_energy, column_energy = torch.zeros(width), torch.zeros(neurons, dtype=torch.float64)
+    step = max(1, BLOCK // neurons)
+    for start in range(0, width, step):
+        rows = slice(start, start + step)
+        block = matrix[rows].to(torch.float32, copy=True).abs_()
+        if factor is not None:
+            block *= factor[rows, None]
+        largest[rows], place[rows] = block.max(dim=1)
         block.square_()
-        row_energy += block.sum(dim=1, dtype=torch.float64)
-        column_energy[start : start + step] = block.sum(dim=0, dtype=torch.float64)
+        row_energy[rows] = block.sum(dim=1)
+        column_energy += block.sum(dim=0)
     energy = largest.double().square()
-    odds = energy / (column_energy[place] - energy).clamp_min(torch.finfo(torch.float32).tiny)
-    examined = largest[:, 0].topk(min(EXAMINED, width)).indices
-    for entry in range(entries):
-        columns = matrix[:, place[examined, entry]].float()
-        columns = columns.abs() if factor is None else columns.abs() * factor
-        odds[examined, entry] = _beside_fellows(columns.double().square(), examined)
-    median = max(float(np.median(largest[:, 0].double().numpy())), float(np.finfo(np.float64).tiny))
-    tiny = torch.finfo(torch.float64).tiny
-    scores, best = (odds.clamp_min(tiny).log() + 2 * (largest.double() / median).clamp_min(tiny).log()).max(dim=1)
-    score = scores.numpy()
-    ratio = largest[:, 0].double().numpy() / median
-    views = [tail_p_values(view) for view in (score, np.log(np.maximum(ratio, tiny)))]
+    odds = energy / (column_energy[place] - energy).clamp_min(TINY)
+    median = max(float(np.median(largest.double().numpy())), TINY)
+    score = odds.clamp_min(TINY).log() + 2 * (largest.double() / median).clamp_min(TINY).log()
+    # Of the rows that may stand out, the few largest entries, with fellow leading ones told apart.
+    examined = largest.topk(min(EXAMINED, width)).indices
+    kept = matrix[examined].float().abs()
+    entries = kept.topk(min(ENTRIES, neurons), dim=1)
+    own = torch.empty(len(examined), entries.indices.shape[1], dtype=torch.float64)
+    for entry, neuron in enumerate(entries.indices.T):
+        columns = matrix[:, neuron].float()
+        columns = columns if factor is None else columns * factor[:, None]
+        own[:, entry] = _beside_fellows(columns.double().square(), examined)
+    sizes = entries.values.double() * (1.0 if factor is None else factor[examined, None].double())
+    scores, best = (own.clamp_min(TINY).log() + 2 * (sizes / median).clamp_min(TINY).log()).max(dim=1)
+    odds[examined], score[examined] = own.gather(1, best[:, None])[:, 0], scores
+    ratio = largest.double().numpy() / median
+    views = [tail_p_values(view) for view in (score.numpy(), np.log(np.maximum(ratio, TINY)))]
     return RowScores(
         ratio,
-        _over_median(row_energy.sqrt().numpy()),
-        odds.gather(1, best[:, None])[:, 0].numpy(),
-        score,
+        _over_median(row_energy.double().sqrt().numpy()),
+        odds.numpy(),
+        score.numpy(),
         np.minimum(2 * np.min(views, axis=0), 1.0),
     )
 
@@ -110,8 +114,8 @@ def _beside_fellows(energy: Tensor, row: Tensor) -> Tensor:
     own = energy.gather(0, row[None])[0]
     is_leading = own >= torch.maximum(LEADING_RATIO * fellows[0], fellows[-1])
     others = energy.sum(dim=0) - torch.where(is_leading, leading.sum(dim=0), own)
-    return own / others.clamp_min(torch.finfo(torch.float32).tiny)
+    return own / others.clamp_min(TINY)
 
 
 def _over_median(values: Floats) -> Floats:
-    return values / max(float(np.median(values)), float(np.finfo(np.float64).tiny))
+    return values / max(float(np.median(values)), TINY)
