@@ -52,6 +52,7 @@ def test_options_are_those_of_the_design(help_of_all):
     options = {
         "profile": "-o --run --texts --images --samples --tokens --resume --no-attention --device --dtype --json",
         "apply": "--image --prompt --profile --compare --p --rho --attention --batch --out --json",
+        "predict": "--json",
         "inspect": "--json",
         "info": "--json",
         "discover": "-o --json",
@@ -83,7 +84,7 @@ def test_a_reader_that_leaves_is_no_error():
     ("arguments", "fragments"),
     [
         (["porfile"], ["'porfile'", "did you mean profile?"]),
-        (["xyzzy"], ["'xyzzy'", "profile, apply, inspect"]),
+        (["xyzzy"], ["'xyzzy'", "profile, apply, predict, inspect"]),
         (["profile"], ["MODEL", "sinkscope profile --help"]),
         (["info", "a.h5", "--jsno"], ["--jsno", "--json"]),
         (["profile", "m", "--samples", "0"], ["--samples", "0"]),

@@ -67,9 +67,7 @@ def test_every_threshold_of_the_method_is_an_option(sinkscope, run):
 
     shown = sinkscope("discover", "--help").out
     assert all(f"--{name.replace('_', '-')} " in shown for name in DiscoverySettings.described())
-    strict = json.loads(
-        sinkscope("discover", run, "--effect-share-without-attention", "0.99999", "--bootstraps", "3", "--json").out
-    )
+    strict = json.loads(sinkscope("discover", run, "--effect-share", "0.99999", "--bootstraps", "3", "--json").out)
     assert strict["verdict"] == "none"
     assert strict["evidence"]["settings"]["bootstraps"] == 3
     sinkscope("discover", run, "--false-discovery-rate", "7").refused("false_discovery_rate", "between")

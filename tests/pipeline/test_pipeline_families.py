@@ -109,7 +109,9 @@ def test_profile_survives_resume_of_a_finished_run(tmp_path, tokenizer):
     once = sinkscope.profile_model(model, tokenizer, samples=16, run=path)
     again = sinkscope.profile_model(model, tokenizer, samples=16, run=path, resume=True)
     assert once.to_json() == again.to_json()
-    assert once.to_json() == sinkscope.discover(path).to_json()
+    # What the weights say is all that a run file does not hold.
+    assert once.evidence.weights["predicted"] == []
+    assert {**once.model_dump(), "evidence": None} == {**sinkscope.discover(path).model_dump(), "evidence": None}
 
 
 def test_own_texts(tokenizer):
