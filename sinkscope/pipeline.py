@@ -17,7 +17,7 @@ from sinkscope.capture.runner import run as capture_run
 from sinkscope.capture.settings import CaptureSettings
 from sinkscope.causal import CausalSettings, causal_check
 from sinkscope.discovery import DiscoverySettings, discover
-from sinkscope.errors import InputError, UnsupportedModelError
+from sinkscope.errors import InputError, SinkscopeError
 from sinkscope.profile import Profile
 from sinkscope.weights import predict_loaded, with_weights
 
@@ -160,7 +160,7 @@ def _with_weights(profile: Profile, model: nn.Module) -> Profile:
     """The profile with its second witness; where the weights cannot be read, with the reason."""
     try:
         return with_weights(profile, predict_loaded(model))
-    except UnsupportedModelError as error:
+    except SinkscopeError as error:
         evidence = profile.evidence.model_copy(update={"weights": {"unavailable": str(error)}})
         return profile.model_copy(update={"evidence": evidence})
 

@@ -98,6 +98,12 @@ def find_structure(model: nn.Module, anatomy: Anatomy) -> Structure:
                 f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}); profile the "
                 "model instead"
             ) from error
+    skipped = [layer for layer in range(anatomy.num_layers + 1) if layer not in ends]
+    if skipped:
+        raise UnsupportedModelError(
+            f"layer {skipped[0]} of {anatomy.model_type} takes no part in a text-only forward pass, so its residual "
+            "stream cannot be followed; profile the model instead"
+        )
     width = anatomy.hidden_size
     sizes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     writers = [
