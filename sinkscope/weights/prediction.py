@@ -41,7 +41,7 @@ class PredictionSettings:
     """
 
     false_discovery_rate: float = 0.05
-    least_ratio: float = 5.0
+    least_ratio: float = 4.0
     companion_ratio: float = 0.1
     written_share: float = 7 / 8
     minimum_run: int = 0
