@@ -99,3 +99,8 @@ def runs(active: NDArray[np.bool_]) -> list[tuple[int, int]]:
     """First and last index of every stretch of True in a bool [n]."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], active, [False]]).astype(np.int8)))
     return [(int(first), int(last) - 1) for first, last in edges.reshape(-1, 2)]
+
+
+def shortest_run(num_layers: int) -> int:
+    """Consecutive hidden states over which a sink dimension lasts: 2 in shallow models, 3 from 24 layers on."""
+    return min(3, max(2, num_layers // 8))

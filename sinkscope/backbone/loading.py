@@ -84,7 +84,7 @@ def load(
     if quantization is not None:
         weights["quantization_config"] = quantization
     try:
-        with _quiet():
+        with quiet_transformers():
             config = AutoConfig.from_pretrained(source, **options)
             multimodal = config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES and has_vision(config)
             auto = AutoModelForImageTextToText if multimodal else AutoModelForCausalLM
@@ -99,7 +99,7 @@ def load(
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Silence transformers' own bars and notes for the time of a load; the caller shows its own progress."""
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()

@@ -1,13 +1,8 @@
 """The anatomy of a model from its config alone: its modules are made on the meta device, without weights."""
 
-from typing import Any
-
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
-
 from sinkscope.backbone.anatomy import Anatomy, find_anatomy
-from sinkscope.backbone.loading import explain_failure, has_vision, locate
-from sinkscope.errors import SinkscopeError
+from sinkscope.backbone.loading import locate
+from sinkscope.backbone.skeleton import build_skeleton, read_config
 from sinkscope.pipeline import resolve
 
 
@@ -32,16 +27,4 @@ def find_skeleton_anatomy(model: str, revision: str | None = None, trust_remote_
     """
     source, options = locate(resolve(model))
     options |= {"trust_remote_code": trust_remote_code} | ({"revision": revision} if revision else {})
-    try:
-        config = AutoConfig.from_pretrained(source, **options)
-        auto: Any = AutoModelForCausalLM
-        if type(config) in AutoModelForImageTextToText._model_mapping and has_vision(config):
-            auto = AutoModelForImageTextToText
-        options.pop("gguf_file", None)
-        with torch.device("meta"):
-            skeleton = auto.from_config(config, trust_remote_code=trust_remote_code)
-    except SinkscopeError:
-        raise
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, NotImplementedError, TypeError) as error:
-        raise explain_failure(model, error) from error
-    return find_anatomy(skeleton)
+    return find_anatomy(build_skeleton(model, read_config(model, source, **options), trust_remote_code))

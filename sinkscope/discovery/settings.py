@@ -104,5 +104,8 @@ class DiscoverySettings:
         return {entry.name: (entry.default, entry.metadata["says"]) for entry in fields(cls)}
 
     def run_length(self, num_layers: int) -> int:
-        """Consecutive hidden states in which a dimension must persist: 2 in shallow models, 3 from 24 layers on."""
-        return self.minimum_run or min(3, max(2, num_layers // 8))
+        """Consecutive hidden states in which a dimension must persist."""
+        # Imported here, because the command line lists the thresholds without waiting for NumPy.
+        from sinkscope.significance import shortest_run
+
+        return self.minimum_run or shortest_run(num_layers)

@@ -40,14 +40,9 @@ class Split:
         """Width of the interval in logarithms."""
         return float(np.log(self.high / self.low)) if self.low > 0 else np.inf
 
-    def nearest(self, value: float) -> float:
-        """The threshold inside the interval that is nearest to `value`."""
-        inner = (self.low * (1 + 1e-6), self.high)
-        return float(min(max(value, inner[0]), inner[1]))
 
-
-def best_splits(score: Floats, label: NDArray[np.bool_]) -> list[Split]:
-    """The splits whose F1 against the labels is the best, widest gap first, which is the most robust choice.
+def best_split(score: Floats, label: NDArray[np.bool_]) -> Split | None:
+    """The split whose F1 against the labels is the best, and of equals the one with the widest gap: the most robust.
 
     Parameters
     ----------
@@ -55,27 +50,16 @@ def best_splits(score: Floats, label: NDArray[np.bool_]) -> list[Split]:
         Positive scores; larger means more of a sink.
     label : bool [n]
         What the split should find.
+
+    Returns
+    -------
+    Split or None
+        None where there are no labels or no different scores.
     """
-    if not label.any() or len(score) < 2:
-        return []
+    if len(score) < 2:
+        return None
     order = np.argsort(-score, kind="stable")
-    ordered, hit = score[order], np.cumsum(label[order])
-    above = np.arange(1, len(score) + 1)
-    f1 = 2.0 * hit / (above + label.sum())
-    # A threshold can only lie between different scores; the last split has nothing below it.
-    lower = np.append(ordered[1:], max(ordered[-1] / EDGE, np.finfo(np.float64).tiny))
-    possible = lower < ordered
-    if not possible.any():
-        return []
-    good = np.flatnonzero(possible & (f1 >= f1[possible].max()))
-    splits = [Split(float(lower[i]), float(ordered[i]), float(f1[i]), int(above[i])) for i in good]
-    return sorted(splits, key=lambda split: -split.gap)
-
-
-def best_split(score: Floats, label: NDArray[np.bool_]) -> Split | None:
-    """The first of `best_splits`, or None where there are no labels or no different scores."""
-    splits = best_splits(score, label)
-    return splits[0] if splits else None
+    return _best_of_sorted(score[order], label[order], np.ones(len(score), np.int64))
 
 
 def split_at(score: Floats, label: NDArray[np.bool_], threshold: float) -> Split:
@@ -127,11 +111,15 @@ def resampled_thresholds(
 
 
 def _best_of_sorted(ordered: Floats, label: NDArray[np.bool_], weight: NDArray[np.int64]) -> Split | None:
+    """`best_split` of scores that go down, where token n counts `weight[n]` times."""
     hit, above = np.cumsum(weight * label), np.cumsum(weight)
     if not len(ordered) or not hit[-1]:
         return None
+    # A threshold can only lie between different scores; the last split has nothing below it.
     lower = np.append(ordered[1:], max(ordered[-1] / EDGE, np.finfo(np.float64).tiny))
     f1 = np.where(lower < ordered, 2.0 * hit / (above + hit[-1]), -1.0)
+    if f1.max() < 0:
+        return None
     good = np.flatnonzero(f1 >= f1.max())
     best = good[np.argmax(ordered[good] / np.maximum(lower[good], np.finfo(np.float64).tiny))]
     return Split(float(lower[best]), float(ordered[best]), float(f1[best]), int(above[best]))

@@ -10,7 +10,6 @@ answered with "the first one", which is enough to see what every expert does.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -47,7 +46,6 @@ class Node:
     inputs: list["Node"] = field(default_factory=list)
     views: list[View | None] = field(default_factory=list)
     shapes: list[tuple[int, ...]] = field(default_factory=list)
-    module: str = ""
 
 
 class Dataflow(TorchDispatchMode):
@@ -65,9 +63,6 @@ class Dataflow(TorchDispatchMode):
         self._nodes: dict[int, Node] = {}
         self._written: dict[int, Node] = {}
         self._alive: list[Tensor] = []
-        self._hooks: list[Any] = []
-        self._stack: list[str] = []
-        self._model = model
         for name, parameter in model.named_parameters():
             self._keep(parameter)
             self._views[id(parameter)] = View(name, tuple(range(parameter.dim())))
@@ -80,21 +75,6 @@ class Dataflow(TorchDispatchMode):
             self._keep(tensor)
         written = self._written.get(_memory(tensor))
         return node if written is None or written is node else Node("written", [node, written], [None, None])
-
-    def __enter__(self) -> "Dataflow":
-        for name, module in self._model.named_modules():
-            self._hooks.append(module.register_forward_pre_hook(lambda *_, name=name: self._stack.append(name)))
-            self._hooks.append(module.register_forward_hook(lambda *_: self._stack.pop() and None, always_call=True))
-        super().__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        super().__exit__(kind, error, trace)
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -110,7 +90,6 @@ class Dataflow(TorchDispatchMode):
                 [self.node(tensor) for tensor in tensors],
                 [self._views.get(id(tensor)) for tensor in tensors],
                 [tuple(tensor.shape) for tensor in tensors],
-                self._stack[-1] if self._stack else "",
             )
             for output in outputs:
                 self._keep(output)

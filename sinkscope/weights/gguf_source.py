@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
+from sinkscope.backbone.skeleton import build_skeleton, read_config
 from sinkscope.errors import InputError, UnsupportedModelError
 from sinkscope.weights.conversion import Recipe
 from sinkscope.weights.files import LocalRanges, first_line
 from sinkscope.weights.gguf_header import GgufHeader, GgufTensor, read_gguf_header
 from sinkscope.weights.parameters import Weights
-from sinkscope.weights.skeleton import build_skeleton, read_config
 from sinkscope.weights.unpack import row_blocks
 
 # Sizes that the file states and that some versions of transformers leave at the default of another model.

@@ -1,7 +1,7 @@
 """Sink dimensions named from the weights alone: no data, no forward pass, one matrix in memory at a time."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from sinkscope.backbone.anatomy import Anatomy, find_anatomy
 from sinkscope.errors import InputError
-from sinkscope.significance import Floats, benjamini_hochberg, runs, simes
+from sinkscope.significance import Floats, benjamini_hochberg, runs, shortest_run, simes
 from sinkscope.weights.checkpoint import Checkpoint, open_checkpoint
 from sinkscope.weights.memory import LoadedParameters
 from sinkscope.weights.statistic import RowScores, score_rows
-from sinkscope.weights.structure import Structure, Writer, find_structure
+from sinkscope.weights.structure import Writer, find_writers
 
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all)."""
@@ -53,7 +53,7 @@ class PredictionSettings:
 
     def run_length(self, num_layers: int) -> int:
         """Hidden states over which a spike must be able to last."""
-        return self.minimum_run or min(3, max(2, num_layers // 8))
+        return self.minimum_run or shortest_run(num_layers)
 
 
 @dataclass(frozen=True)
@@ -225,15 +225,15 @@ def _predict(
     progress: Progress | None,
 ) -> Prediction:
     anatomy = find_anatomy(skeleton)
-    structure = find_structure(skeleton, anatomy)
-    by_kind, matrices = _read_scores(source, structure, progress)
+    writers = find_writers(skeleton, anatomy)
+    by_kind, matrices = _read_scores(source, writers, progress)
     return _decide(anatomy, by_kind, settings or PredictionSettings(), matrices, source.bytes_read)
 
 
 def _read_scores(
-    checkpoint: Checkpoint | LoadedParameters, structure: Structure, progress: Progress | None
+    checkpoint: Checkpoint | LoadedParameters, writers: Sequence[Writer], progress: Progress | None
 ) -> tuple[dict[str, dict[int, list[RowScores]]], int]:
-    jobs = [(writer, stored) for writer in structure.writers for stored in checkpoint.find(writer.parameter)]
+    jobs = [(writer, stored) for writer in writers for stored in checkpoint.find(writer.parameter)]
     total, done = sum(stored.nbytes for _, stored in jobs), 0
     scores: dict[str, dict[int, list[RowScores]]] = {"mlp": {}, "attention": {}}
     for index, (writer, stored) in enumerate(jobs):

@@ -10,13 +10,13 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from sinkscope.backbone.loading import locate
+from sinkscope.backbone.skeleton import build_skeleton, read_config
 from sinkscope.errors import InputError
 from sinkscope.weights.files import first_line
 from sinkscope.weights.parameters import Weights
 from sinkscope.weights.places import LocalPlace, Place, RemotePlace
 from sinkscope.weights.quantised import Dequantised
 from sinkscope.weights.safetensors_source import INDEX_FILE, SINGLE_FILE, SafetensorsFiles
-from sinkscope.weights.skeleton import build_skeleton, read_config
 
 _URL = re.compile(r"^[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 

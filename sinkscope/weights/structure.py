@@ -8,12 +8,11 @@ ever looked at.
 
 import re
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sinkscope.backbone.anatomy import Anatomy, decoder_layers
+from sinkscope.backbone.anatomy import Anatomy
 from sinkscope.backbone.hooks import entering_states
 from sinkscope.errors import UnsupportedModelError
 from sinkscope.weights.dataflow import Dataflow, Node, View
@@ -56,16 +55,8 @@ class Writer:
     scales: tuple[Scale, ...] = ()
 
 
-@dataclass(frozen=True)
-class Structure:
-    """The writers of all layers, and the norm weights [D] through which each layer first reads the residual stream."""
-
-    writers: tuple[Writer, ...]
-    readers: tuple[tuple[Scale, ...], ...]
-
-
-def find_structure(model: nn.Module, anatomy: Anatomy) -> Structure:
-    """Follow the residual stream through a model on the meta device.
+def find_writers(model: nn.Module, anatomy: Anatomy) -> tuple[Writer, ...]:
+    """The writers of all layers, by following the residual stream through a model on the meta device.
 
     Parameters
     ----------
@@ -115,7 +106,7 @@ def find_structure(model: nn.Module, anatomy: Anatomy) -> Structure:
         raise UnsupportedModelError(
             f"no matrix of {anatomy.model_type} was found to write into the residual stream; profile the model instead"
         )
-    return Structure(tuple(_with_siblings(writers, sizes)), _readers(model, anatomy, sizes))
+    return tuple(_with_siblings(writers, sizes))
 
 
 def _writers(layer: int, end: Node, start: Node, width: int, sizes: dict[str, tuple[int, ...]]) -> list[Writer]:
@@ -212,13 +203,3 @@ def _with_siblings(writers: list[Writer], sizes: dict[str, tuple[int, ...]]) -> 
                 complete.setdefault(name, Writer(writer.layer, writer.kind, name, writer.axis, writer.scales))
                 number += 1
     return sorted(complete.values(), key=lambda writer: writer.layer)
-
-
-def _readers(model: nn.Module, anatomy: Anatomy, sizes: dict[str, tuple[int, ...]]) -> tuple[tuple[Scale, ...], ...]:
-    """Per layer, its one-dimensional parameters [D]: the weights and biases of its norms, in the model's order."""
-    names: dict[int, str] = {id(parameter): name for name, parameter in model.named_parameters()}
-    found: list[tuple[Scale, ...]] = []
-    for layer in decoder_layers(model, anatomy):
-        own: list[Any] = [names.get(id(parameter)) for parameter in layer.parameters()]
-        found.append(tuple(Scale(name) for name in own if name and sizes[name] == (anatomy.hidden_size,)))
-    return tuple(found)

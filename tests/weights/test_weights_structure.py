@@ -20,7 +20,7 @@ from transformers import (
 
 from sinkscope.backbone.anatomy import find_anatomy
 from sinkscope.errors import UnsupportedModelError
-from sinkscope.weights.structure import Scale, find_structure
+from sinkscope.weights.structure import Scale, find_writers
 
 WIDTH, LAYERS = 64, 3
 SHAPE = {
@@ -33,16 +33,16 @@ SHAPE = {
 }
 
 
-def structure_of(config, auto=AutoModelForCausalLM):
+def writers_of(config, auto=AutoModelForCausalLM):
     with torch.device("meta"):
         model = auto._from_config(config) if auto is LlavaForConditionalGeneration else auto.from_config(config)
-    return find_structure(model, find_anatomy(model)), dict(model.named_parameters())
+    return find_writers(model, find_anatomy(model)), dict(model.named_parameters())
 
 
-def written(structure, kind, layer=1):
+def written(writers, kind, layer=1):
     return {
         writer.parameter: (writer.axis, writer.scales)
-        for writer in structure.writers
+        for writer in writers
         if writer.kind == kind and writer.layer == layer
     }
 
@@ -80,32 +80,32 @@ def written(structure, kind, layer=1):
     ids=lambda value: getattr(value, "model_type", None),
 )
 def test_dense_models(config, mlp, attention):
-    structure, _ = structure_of(config)
-    assert written(structure, "mlp") == {mlp[0]: (mlp[1], ())}
-    assert written(structure, "attention") == {attention[0]: (attention[1], ())}
-    assert {writer.layer for writer in structure.writers} == set(range(LAYERS))
+    writers, _ = writers_of(config)
+    assert written(writers, "mlp") == {mlp[0]: (mlp[1], ())}
+    assert written(writers, "attention") == {attention[0]: (attention[1], ())}
+    assert {writer.layer for writer in writers} == set(range(LAYERS))
 
 
 def test_norms_after_a_block_scale_what_is_written():
-    structure, _ = structure_of(Gemma3TextConfig(**SHAPE, head_dim=16))
+    writers, _ = writers_of(Gemma3TextConfig(**SHAPE, head_dim=16))
     scale = Scale("model.layers.1.post_feedforward_layernorm.weight", 1.0)
-    assert written(structure, "mlp") == {"model.layers.1.mlp.down_proj.weight": (0, (scale,))}
-    structure, _ = structure_of(Olmo2Config(**SHAPE))
+    assert written(writers, "mlp") == {"model.layers.1.mlp.down_proj.weight": (0, (scale,))}
+    writers, _ = writers_of(Olmo2Config(**SHAPE))
     scale = Scale("model.layers.1.post_attention_layernorm.weight", 0.0)
-    assert written(structure, "attention") == {"model.layers.1.self_attn.o_proj.weight": (0, (scale,))}
+    assert written(writers, "attention") == {"model.layers.1.self_attn.o_proj.weight": (0, (scale,))}
 
 
 def test_experts_and_shared_experts():
-    structure, parameters = structure_of(MixtralConfig(**SHAPE, num_local_experts=4))
-    ((name, (axis, scales)),) = written(structure, "mlp").items()
+    writers, parameters = writers_of(MixtralConfig(**SHAPE, num_local_experts=4))
+    ((name, (axis, scales)),) = written(writers, "mlp").items()
     assert parameters[name].shape == (4, WIDTH, 96)
     assert (axis, scales) == (1, ())
-    assert list(written(structure, "attention")) == ["model.layers.1.self_attn.o_proj.weight"]
+    assert list(written(writers, "attention")) == ["model.layers.1.self_attn.o_proj.weight"]
     config = Qwen2MoeConfig(
         **SHAPE, num_experts=8, moe_intermediate_size=48, shared_expert_intermediate_size=80, decoder_sparse_step=1
     )
-    structure, parameters = structure_of(config)
-    shapes = sorted(tuple(parameters[name].shape) for name in written(structure, "mlp"))
+    writers, parameters = writers_of(config)
+    shapes = sorted(tuple(parameters[name].shape) for name in written(writers, "mlp"))
     assert shapes == [(8, WIDTH, 48), (WIDTH, 80)]
     latent = {"qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16, "kv_lora_rank": 16, "q_lora_rank": 16}
     config = DeepseekV3Config(
@@ -117,22 +117,22 @@ def test_experts_and_shared_experts():
         topk_group=1,
         first_k_dense_replace=1,
     )
-    structure, parameters = structure_of(config)
-    assert [len(written(structure, "mlp", layer)) for layer in range(LAYERS)] == [1, 2, 2]
+    writers, parameters = writers_of(config)
+    assert [len(written(writers, "mlp", layer)) for layer in range(LAYERS)] == [1, 2, 2]
 
 
 def test_the_decoder_of_a_multimodal_model_only():
     config = LlavaConfig(text_config=LlamaConfig(**SHAPE))
-    structure, parameters = structure_of(config, LlavaForConditionalGeneration)
-    names = [writer.parameter for writer in structure.writers]
+    writers, parameters = writers_of(config, LlavaForConditionalGeneration)
+    names = [writer.parameter for writer in writers]
     assert len(names) == 2 * LAYERS
     assert all("vision" not in name and name in parameters for name in names)
 
 
 def test_layers_without_attention():
-    structure, parameters = structure_of(MambaConfig(hidden_size=WIDTH, num_hidden_layers=LAYERS, vocab_size=100))
-    assert {writer.kind for writer in structure.writers} == {"mlp"}
-    assert all(parameters[writer.parameter].shape[writer.axis] == WIDTH for writer in structure.writers)
+    writers, parameters = writers_of(MambaConfig(hidden_size=WIDTH, num_hidden_layers=LAYERS, vocab_size=100))
+    assert {writer.kind for writer in writers} == {"mlp"}
+    assert all(parameters[writer.parameter].shape[writer.axis] == WIDTH for writer in writers)
 
 
 def test_a_model_that_needs_values_is_refused():
@@ -141,4 +141,4 @@ def test_a_model_that_needs_values_is_refused():
     anatomy = find_anatomy(model)
     model.model.layers[1].mlp.forward = lambda state: state.to("cpu").tolist()
     with pytest.raises(UnsupportedModelError, match="cannot be followed without values"):
-        find_structure(model, anatomy)
+        find_writers(model, anatomy)

@@ -1,16 +1,12 @@
 """A model without weights: its config, and its modules on the meta device."""
 
-import contextlib
-import io
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig
-from transformers.utils import logging as transformers_logging
 
-from sinkscope.backbone.loading import explain_failure, has_vision
+from sinkscope.backbone.loading import explain_failure, has_vision, quiet_transformers
 from sinkscope.errors import SinkscopeError
 
 FAILURES = (OSError, ValueError, KeyError, ImportError, RuntimeError, NotImplementedError, TypeError, AttributeError)
@@ -27,7 +23,7 @@ def read_config(name: str, source: str, **options: Any) -> PreTrainedConfig:
         If transformers knows no decoder of this kind.
     """
     try:
-        with _quiet():
+        with quiet_transformers():
             return AutoConfig.from_pretrained(source, **options)
     except SinkscopeError:
         raise
@@ -49,21 +45,9 @@ def build_skeleton(name: str, config: PreTrainedConfig, trust_remote_code: bool 
     if type(config) in AutoModelForImageTextToText._model_mapping and has_vision(config):
         auto = AutoModelForImageTextToText
     try:
-        with _quiet(), torch.device("meta"):
+        with quiet_transformers(), torch.device("meta"):
             return auto.from_config(config, trust_remote_code=trust_remote_code).eval()
     except SinkscopeError:
         raise
     except FAILURES as error:
         raise explain_failure(name, error) from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence transformers' notes: nothing is loaded here, so they would only confuse."""
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
