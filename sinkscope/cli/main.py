@@ -35,6 +35,7 @@ COMMANDS = {
     "info": "sinkscope.cli.info",
     "discover": "sinkscope.cli.discover",
     "registry": "sinkscope.cli.registry",
+    "serve": "sinkscope.cli.serve",
     "demo": "sinkscope.cli.demo",
 }
 
