@@ -76,8 +76,11 @@ def build_inputs(loaded: LoadedModel, images: Sequence[Image.Image], prompt: str
             f"the prompt holds no image placeholder: put {placeholder} where the picture belongs"
             + ("" if raw else ", and pass --raw")
         )
+    # A template may write the tokenizer's first token, which must not come twice.
+    first = loaded.tokenizer.bos_token
+    once = {"add_special_tokens": False} if not raw and first and text.startswith(first) else {}
     try:
-        inputs = processor(text=[text], images=list(images), return_tensors="pt")
+        inputs = processor(text=[text], images=list(images), return_tensors="pt", **once)
     except (ValueError, TypeError, IndexError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from sinkscope.errors import InputError
 
@@ -47,7 +47,7 @@ class Sample:
 
 
 def open_picture(picture: Picture) -> Image.Image:
-    """A picture, decoded, in RGB.
+    """A picture, decoded, in RGB, turned upright as its camera says.
 
     Raises
     ------
@@ -58,7 +58,7 @@ def open_picture(picture: Picture) -> Image.Image:
         return picture.convert("RGB")
     try:
         with Image.open(picture) as opened:
-            return opened.convert("RGB")
+            return ImageOps.exif_transpose(opened).convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"cannot read the picture {picture} ({reason}); convert it to PNG or remove it") from error

@@ -5,6 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from cli_models import byte_tokenizer
+from PIL import Image
+from tokenizers.processors import TemplateProcessing
 
 from sinkscope.answering import Look, answer, build_inputs, choose_profile, look
 from sinkscope.answering.looking import picture_grid
@@ -84,6 +87,35 @@ def test_a_prompt_without_placeholder_names_it():
         build_inputs(loaded, [], "What is this?", raw=True)
 
 
+@pytest.mark.parametrize("written", [True, False])
+def test_the_first_token_of_a_template_does_not_come_twice(written):
+    tokenizer = byte_tokenizer()
+    tokenizer._tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+
+    class Processor:
+        chat_template = "any"
+
+        def apply_chat_template(self, messages, **options):
+            return ("<s>" if written else "") + messages[0]["content"][-1]["text"]
+
+        def __call__(self, text, images, **options):
+            return Encoding(tokenizer(text, **options))
+
+    class Encoding(dict):
+        def to(self, device, dtype):
+            return self
+
+    anatomy = SimpleNamespace(placeholder_ids=(tokenizer("?")["input_ids"][1],))
+    model = SimpleNamespace(device="cpu", dtype=torch.float32)
+    loaded = SimpleNamespace(
+        processor=Processor(), tokenizer=tokenizer, anatomy=anatomy, model=model, model_id="someone/lmm"
+    )
+
+    ids = build_inputs(loaded, [], "why?")["input_ids"][0].tolist()
+    assert ids.count(tokenizer.bos_token_id) == 1
+    assert len(ids) == 5
+
+
 @pytest.fixture(scope="module")
 def demo():
     from sinkscope.backbone.loading import load
@@ -134,3 +166,13 @@ def test_pictures_are_read_or_named(tmp_path: Path):
 
     with pytest.raises(InputError, match="no picture at"):
         read_picture(tmp_path / "absent.png")
+
+
+def test_pictures_are_turned_upright(tmp_path: Path):
+    from sinkscope.answering import read_picture
+
+    picture = Image.new("RGB", (8, 4))
+    turned = Image.Exif()
+    turned[0x0112] = 6  # The camera was held on its side.
+    picture.save(tmp_path / "phone.jpg", exif=turned)
+    assert read_picture(tmp_path / "phone.jpg").size == (4, 8)
