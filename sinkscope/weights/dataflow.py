@@ -4,12 +4,13 @@
         model(input_ids)                 parameters keep track of themselves through views, transposes and casts
     flow.node(tensor)
 
-Nothing is computed, so it costs the same for any size. Control flow that asks for values (which expert has tokens?) is
-answered with "the first one", which is enough to see what every expert does.
+Nothing is computed, so it costs the same for any size. Control flow that asks for values (which expert has tokens, and
+how many?) is answered with "the first one, all of them", which is enough to see what every expert does.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import torch
@@ -40,12 +41,33 @@ class View:
 
 @dataclass(eq=False)
 class Node:
-    """One operation: its name ("aten.mm"), its inputs, and for each input the parameter that it is a view of."""
+    """One operation.
+
+    Attributes
+    ----------
+    operation : str
+        Its name, such as "aten.mm".
+    number : int
+        Larger than those of its inputs: its place in the order of all operations.
+    inputs : list of Node
+        What gave its inputs.
+    views : list of View or None
+        For each input the parameter that it is a view of.
+    shapes : list of tuple of int
+        The shapes of the inputs.
+    result : tuple of int
+        The shape of what it gives (the first, if several).
+    moving : bool
+        Whether it depends on the model's input: parameters, buffers and positions do not.
+    """
 
     operation: str
+    number: int
     inputs: list["Node"] = field(default_factory=list)
     views: list[View | None] = field(default_factory=list)
     shapes: list[tuple[int, ...]] = field(default_factory=list)
+    result: tuple[int, ...] = ()
+    moving: bool = False
 
 
 class Dataflow(TorchDispatchMode):
@@ -63,59 +85,48 @@ class Dataflow(TorchDispatchMode):
         self._nodes: dict[int, Node] = {}
         self._written: dict[int, Node] = {}
         self._alive: list[Tensor] = []
+        self._count = count()
         for name, parameter in model.named_parameters():
-            self._keep(parameter)
+            self._put(parameter, Node("parameter", next(self._count)))
             self._views[id(parameter)] = View(name, tuple(range(parameter.dim())))
+        for buffer in model.buffers():
+            self._put(buffer, Node("buffer", next(self._count)))
 
     def node(self, tensor: Tensor) -> Node:
         """The operation that gave `tensor`, with everything that was written into its memory since."""
-        node = self._nodes.get(id(tensor))
-        if node is None:
-            node = self._nodes[id(tensor)] = Node("leaf")
-            self._keep(tensor)
-        written = self._written.get(_memory(tensor))
-        return node if written is None or written is node else Node("written", [node, written], [None, None])
+        node = self._nodes.get(id(tensor)) or self._put(tensor, Node("input", next(self._count), moving=True))
+        written = self._written.get(_memory(tensor), node)
+        if written.number > node.number:
+            inputs, moving = [node, written], node.moving or written.moving
+            node = self._put(tensor, Node("written", next(self._count), inputs, [None, None], moving=moving))
+        return node
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = str(func.overloadpacket)
         tensors = list(_tensors((args, kwargs)))
-        result = self._answer(name, tensors)
+        result = _answer(name, tensors, args, kwargs)
         if result is None:
             result = func(*args, **kwargs)
         outputs = list(_tensors(result))
         if outputs:
+            inputs = [self.node(tensor) for tensor in tensors]
             node = Node(
                 name,
-                [self.node(tensor) for tensor in tensors],
+                next(self._count),
+                inputs,
                 [self._views.get(id(tensor)) for tensor in tensors],
                 [tuple(tensor.shape) for tensor in tensors],
+                tuple(outputs[0].shape),
+                any(entry.moving for entry in inputs),
             )
             for output in outputs:
-                self._keep(output)
-                self._nodes[id(output)] = node
+                self._put(output, node)
                 if func._schema.is_mutable:
                     self._written[_memory(output)] = node
             if len(outputs) == 1 or name in ("aten.split", "aten.chunk", "aten.unbind", "aten.split_with_sizes"):
                 self._follow(name, tensors, args, outputs)
         return result
-
-    def _answer(self, name: str, tensors: list[Tensor]) -> Any:
-        """Values of which nothing is known on the meta device."""
-        if not any(tensor.is_meta for tensor in tensors):
-            return None
-        if name == "aten._local_scalar_dense":
-            return False if tensors[0].dtype == torch.bool else 0 if not tensors[0].is_floating_point() else 0.0
-        if name == "aten.nonzero":
-            return torch.zeros(1, tensors[0].dim(), dtype=torch.int64, device="meta")
-        if name == "aten.equal":
-            return True
-        if name == "aten._grouped_mm":
-            # Of fixed dtypes only; here the shape is all that matters.
-            return tensors[0].new_empty(*tensors[0].shape[:-1], tensors[1].shape[-1])
-        if name == "aten.bincount":
-            return torch.zeros(1, dtype=torch.int64, device="meta")
-        return None
 
     def _follow(self, name: str, tensors: list[Tensor], args: Any, outputs: list[Tensor]) -> None:
         """Where a parameter goes when it is viewed, transposed, cast, or an expert of it is picked."""
@@ -132,9 +143,54 @@ class Dataflow(TorchDispatchMode):
                     offset += float(args[1])
                 self._views[id(output)] = View(view.parameter, axes, offset)
 
-    def _keep(self, tensor: Tensor) -> None:
+    def _put(self, tensor: Tensor, node: Node) -> Node:
         # Identities are reused once a tensor is gone; without data, keeping them all costs nothing.
         self._alive.append(tensor)
+        self._nodes[id(tensor)] = node
+        return node
+
+
+def _answer(name: str, tensors: list[Tensor], args: Any, kwargs: dict[str, Any]) -> Any:
+    """The result of an operation that needs values, of which nothing is known; None for all others."""
+    if not any(tensor.is_meta for tensor in tensors):
+        return None
+    first = tensors[0]
+    if name == "aten._local_scalar_dense":
+        return False if first.dtype == torch.bool else 0 if not first.is_floating_point() else 0.0
+    if name == "aten._to_copy" and torch.device(kwargs.get("device") or "meta").type == "cpu" and first.is_meta:
+        return torch.zeros(first.shape, dtype=kwargs.get("dtype") or first.dtype)
+    if name == "aten.nonzero":
+        return _integers(1, first.dim())
+    if name == "aten.index" and any(_is_mask(index) for index in args[1]):
+        # A mask picks one entry, as the indices that it stands for would: one along each of its axes.
+        picked = [[_integers(1)] * index.dim() if _is_mask(index) else [index] for index in args[1]]
+        return torch.ops.aten.index(first, [index for indices in picked for index in indices])
+    if name == "aten.masked_select":
+        return first.new_empty(1)
+    if name in ("aten._unique2", "aten.unique_consecutive"):
+        return first.new_empty(1), _integers(*first.shape), _integers(1)
+    if name == "aten.split_with_sizes":
+        axis = args[2] if len(args) > 2 else 0
+        if sum(args[1]) != first.shape[axis]:
+            # Sizes that were values: the first part gets all.
+            sizes = [first.shape[axis], *[0] * (len(args[1]) - 1)]
+            return torch.ops.aten.split_with_sizes(first, sizes, axis)
+    if name in ("aten.equal", "aten.allclose"):
+        return True
+    if name == "aten._grouped_mm":
+        # Of fixed dtypes only; here the shape is all that matters.
+        return first.new_empty(*first.shape[:-1], tensors[1].shape[-1])
+    if name == "aten.bincount":
+        return _integers(1)
+    return None
+
+
+def _integers(*shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.int64, device="meta")
+
+
+def _is_mask(index: Tensor | None) -> bool:
+    return index is not None and index.dtype == torch.bool
 
 
 SAME = {

@@ -7,19 +7,18 @@ ever looked at.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sinkscope.backbone.anatomy import Anatomy
-from sinkscope.backbone.hooks import entering_states
 from sinkscope.errors import UnsupportedModelError
-from sinkscope.weights.dataflow import Dataflow, Node, View
+from sinkscope.weights.dataflow import Node, View
+from sinkscope.weights.stream import TRACED_TOKENS, follow_stream
 
 PRODUCTS = ("aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm", "aten._grouped_mm", "aten.mv", "aten.addmv")
 PRODUCT_WORDS = ("grouped_mm", "linear", "matmul", "convolution")
-TRACED_TOKENS = 4
+BOUNDED = ("aten.sigmoid", "aten.tanh", "aten._softmax")
 
 
 @dataclass(frozen=True)
@@ -39,13 +38,16 @@ class Writer:
     layer : int
         The decoder layer.
     kind : str
-        "attention" where it reads what attention mixed, else "mlp".
+        "attention" where all that it reads has been mixed over tokens, by attention, a convolution or a recurrence;
+        else "mlp".
     parameter : str
         Its name in the model.
     axis : int
         The axis that runs over the hidden size D: one row of the matrix for each dimension that it writes.
     scales : tuple of Scale
         What is multiplied on top, such as the weight of a norm after the block.
+    reads : tuple of Scale
+        What the stream is multiplied with on its way into the block: the weight of the norm before it.
     """
 
     layer: int
@@ -53,10 +55,13 @@ class Writer:
     parameter: str
     axis: int
     scales: tuple[Scale, ...] = ()
+    reads: tuple[Scale, ...] = ()
 
 
 def find_writers(model: nn.Module, anatomy: Anatomy) -> tuple[Writer, ...]:
     """The writers of all layers, by following the residual stream through a model on the meta device.
+
+    Layers that take no part in a text-only forward pass, such as those of cross-attention to an image, have none.
 
     Parameters
     ----------
@@ -70,37 +75,13 @@ def find_writers(model: nn.Module, anatomy: Anatomy) -> tuple[Writer, ...]:
     UnsupportedModelError
         If the stream cannot be followed: the forward pass needs values, or no parameter writes into it.
     """
-    flow, states = Dataflow(model), {}
-    ends: dict[int, Node] = {}
-
-    def see(layer: int, state: Tensor) -> None:
-        ends[layer] = states[layer] = flow.node(state)
-
-    ids = torch.ones(1, TRACED_TOKENS, dtype=torch.int64, device="meta")
-    try:
-        with torch.no_grad(), flow, entering_states(model, anatomy, see):
-            model(input_ids=ids, use_cache=False)
-    except UnsupportedModelError:
-        raise
-    except Exception as error:  # Whatever a model's code does without values; what was seen so far may be enough.
-        if len(ends) <= anatomy.num_layers:
-            raise UnsupportedModelError(
-                f"the residual stream of {anatomy.model_type} cannot be followed without values "
-                f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}); profile the "
-                "model instead"
-            ) from error
-    skipped = [layer for layer in range(anatomy.num_layers + 1) if layer not in ends]
-    if skipped:
-        raise UnsupportedModelError(
-            f"layer {skipped[0]} of {anatomy.model_type} takes no part in a text-only forward pass, so its residual "
-            "stream cannot be followed; profile the model instead"
-        )
+    states = follow_stream(model, anatomy)
     width = anatomy.hidden_size
     sizes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     writers = [
         writer
         for layer in range(anatomy.num_layers)
-        for writer in _writers(layer, ends[layer + 1], ends[layer], width, sizes)
+        for writer in _writers(layer, states[layer + 1], states[layer], width, sizes)
     ]
     if not writers:
         raise UnsupportedModelError(
@@ -112,24 +93,27 @@ def find_writers(model: nn.Module, anatomy: Anatomy) -> tuple[Writer, ...]:
 def _writers(layer: int, end: Node, start: Node, width: int, sizes: dict[str, tuple[int, ...]]) -> list[Writer]:
     products: dict[str, tuple[Node, int, tuple[Scale, ...]]] = {}
     stack: list[tuple[Node, tuple[Scale, ...]]] = [(end, ())]
-    seen: set[int] = {id(start)}
+    stream: set[int] = set()
     while stack:
         node, scales = stack.pop()
-        if id(node) in seen:
+        # What is older than the state entering the layer was written before it.
+        if node.number <= start.number or node.number in stream:
             continue
         product = _product(node, width, sizes)
         if product is not None:
             products.setdefault(product[0], (node, product[1], scales))
             continue
-        seen.add(id(node))
-        if _is_product(node) and any(node.views):
-            continue  # A router's weights, say: what it reads is no part of the sum.
+        stream.add(node.number)
+        if node.operation in BOUNDED or (_is_product(node) and any(node.views)):
+            continue  # Gates and the weights of a router scale what is written; what they read is no part of the sum.
         behind = scales + _scales_of(node, width)
         stack += [(entry, behind) for entry, view in zip(node.inputs, node.views, strict=True) if view is None]
-    return [
-        Writer(layer, "attention" if _mixes(node, seen) else "mlp", parameter, axis, scales)
-        for parameter, (node, axis, scales) in products.items()
-    ]
+    writers = []
+    for parameter, (node, axis, scales) in products.items():
+        between = _between(node, stream, start)
+        kind = "attention" if _reads_mixed(node, between) else "mlp"
+        writers.append(Writer(layer, kind, parameter, axis, scales, _read_through(between, stream, start, width)))
+    return writers
 
 
 def _product(node: Node, width: int, sizes: dict[str, tuple[int, ...]]) -> tuple[str, int] | None:
@@ -177,29 +161,63 @@ def _scales_of(node: Node, width: int) -> tuple[Scale, ...]:
     return tuple(Scale(view.parameter, view.offset) for view in views[:1])
 
 
-def _mixes(node: Node, stream: set[int]) -> bool:
-    """Whether softmax attention lies between the residual stream and this product."""
-    stack, seen = list(node.inputs), set(stream)
+def _between(product: Node, stream: set[int], start: Node) -> list[Node]:
+    """What lies between the residual stream of a layer and a product that writes into it, in order."""
+    between: dict[int, Node] = {}
+    stack = list(product.inputs)
     while stack:
-        entry = stack.pop()
-        if id(entry) in seen:
-            continue
-        seen.add(id(entry))
-        over_keys = bool(entry.shapes) and len(entry.shapes[0]) == 4
-        if "scaled_dot_product" in entry.operation or ("_softmax" in entry.operation and over_keys):
-            return True
-        stack += entry.inputs
-    return False
+        node = stack.pop()
+        if node.number > start.number and node.number not in stream and node.number not in between:
+            between[node.number] = node
+            stack += node.inputs
+    return [between[number] for number in sorted(between)]
+
+
+def _read_through(between: list[Node], stream: set[int], start: Node, width: int) -> tuple[Scale, ...]:
+    """Parameters [D] that scale the stream before the first product with a matrix."""
+    raw = {start.number, *stream}
+    found: dict[Scale, None] = {}
+    for node in between:
+        if not _is_product(node) and any(entry.number in raw for entry in node.inputs):
+            raw.add(node.number)
+            found |= dict.fromkeys(_scales_of(node, width))
+    return tuple(found)
+
+
+def _reads_mixed(product: Node, between: list[Node]) -> bool:
+    """Whether what a product reads was mixed over tokens since it left the residual stream; of joined parts: all."""
+    mixed: set[int] = set()
+    for node in between:
+        parts = [entry.number in mixed for entry in node.inputs if entry.moving]
+        joined = node.operation == "aten.cat"
+        if _mixes_tokens(node) or (any(parts) and (all(parts) or not joined)):
+            mixed.add(node.number)
+    return any(entry.number in mixed for entry in product.inputs)
+
+
+def _mixes_tokens(node: Node) -> bool:
+    """Whether an operation takes values from one token to another: attention, a convolution, a step of a recurrence."""
+    if not node.moving:
+        return False
+    if "convolution" in node.operation:
+        return node.shapes[1][-1] > 1
+    if node.operation == "aten.select":
+        return node.shapes[0].count(TRACED_TOKENS) > node.result.count(TRACED_TOKENS)
+    # Attention is a product of activations with activations. One for each token apart has the tokens in front.
+    activations = not any(node.views) and sum(entry.moving for entry in node.inputs) >= 2
+    if "scaled_dot_product" not in node.operation and not (_is_product(node) and activations):
+        return False
+    return all(size % TRACED_TOKENS for size in node.shapes[0][:-2])
 
 
 def _with_siblings(writers: list[Writer], sizes: dict[str, tuple[int, ...]]) -> list[Writer]:
     """The same with the other experts of a list, of which the trace saw the first only."""
-    complete: dict[str, Writer] = {writer.parameter: writer for writer in writers}
+    complete = {(writer.layer, writer.parameter): writer for writer in writers}
     for writer in writers:
         for place in list(re.finditer(r"(?<=\.)0(?=\.)", writer.parameter))[1 if writer.layer == 0 else 0 :]:
             head, tail = writer.parameter[: place.start()], writer.parameter[place.end() :]
             number = 1
             while (name := f"{head}{number}{tail}") in sizes and sizes[name] == sizes[writer.parameter]:
-                complete.setdefault(name, Writer(writer.layer, writer.kind, name, writer.axis, writer.scales))
+                complete.setdefault((writer.layer, name), replace(writer, parameter=name))
                 number += 1
     return sorted(complete.values(), key=lambda writer: writer.layer)

@@ -129,9 +129,9 @@ def test_the_decoder_of_a_multimodal_model_only():
     assert all("vision" not in name and name in parameters for name in names)
 
 
-def test_layers_without_attention():
+def test_a_recurrence_mixes_tokens_as_attention_does():
     writers, parameters = writers_of(MambaConfig(hidden_size=WIDTH, num_hidden_layers=LAYERS, vocab_size=100))
-    assert {writer.kind for writer in writers} == {"mlp"}
+    assert {writer.kind for writer in writers} == {"attention"}
     assert all(parameters[writer.parameter].shape[writer.axis] == WIDTH for writer in writers)
 
 
