@@ -25,13 +25,64 @@ class Tail(NamedTuple):
 
     def p_values(self, score: Floats) -> Floats:
         """Predictive tail probability of a score; 1 in the bulk."""
-        excess = np.maximum(score - self.base, 0.0) / self.scale
-        return np.where(excess > 0, self.inside * (1.0 + excess / self.fitted) ** -self.fitted, 1.0)
+        return exceedance(score - self.base, self.scale, self.inside, self.fitted)
 
     def score_at(self, p_value: float) -> Floats:
         """The score whose tail probability is `p_value`, float64 [..., 1]."""
         excess = self.fitted * ((self.inside / min(p_value, self.inside)) ** (1.0 / self.fitted) - 1.0)
         return self.base + self.scale * excess
+
+
+class ScalePrior(NamedTuple):
+    """What tails of the same kind say of the scale of one before it is looked at: inverse gamma."""
+
+    shape: float
+    rate: float
+
+
+NO_PRIOR = ScalePrior(0.0, 0.0)
+
+
+def exceedance(excess: Floats, scale: Floats, inside: float, fitted: int, prior: ScalePrior = NO_PRIOR) -> Floats:
+    """Predictive probability that an ordinary dimension is so far above the base of its tail; 1 in the bulk.
+
+    (1 + x / (n s))^-n for the excess x over a tail whose scale s rests on n = `fitted` dimensions; a prior counts like
+    so many dimensions more.
+
+    Parameters
+    ----------
+    excess, scale : float64 [...]
+        Score minus base, and the mean excess of the tail; broadcast.
+    inside : float
+        Share of dimensions above the base.
+    """
+    weight, total = fitted + prior.shape, fitted * scale + prior.rate
+    above = np.maximum(excess, 0.0)
+    return np.where(above > 0, inside * (1.0 + above / total) ** -weight, 1.0)
+
+
+def scale_prior(scales: Floats, fitted: int) -> ScalePrior:
+    """The prior of a tail's scale from the scales of tails of the same kind (empirical Bayes, by their moments).
+
+    Scales that differ no more than estimates from `fitted` dimensions do make a sharp prior, scales that differ a weak
+    one. The spread is taken two standard errors larger than it is seen, so that few tails say little.
+
+    Parameters
+    ----------
+    scales : float64 [M]
+        One for every tail.
+    fitted : int
+        Number of dimensions that each rests on.
+    """
+    count = len(scales)
+    if count < 2:
+        return NO_PRIOR
+    mean = float(scales.mean())
+    spread = float(scales.var(ddof=1)) / mean**2
+    cautious = max(spread, 1 / fitted) * (1 + 2 * np.sqrt(2 / (count - 1)))
+    between = (cautious - 1 / fitted) / (1 + 1 / fitted)
+    shape = 2 + 1 / between
+    return ScalePrior(shape, mean * (shape - 1))
 
 
 def fit_tail(score: Floats) -> Tail:

@@ -1,6 +1,5 @@
 """``sinkscope predict``: the sink dimensions named from the weights alone."""
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +44,6 @@ def command(model: str, adapter: Path | None, revision: str | None, trust_remote
         from sinkscope.weights import predict
 
         show = bar.stage("megabytes read")
-        began = time.monotonic()
         prediction = predict(
             resolve(model),
             revision=revision,
@@ -53,12 +51,12 @@ def command(model: str, adapter: Path | None, revision: str | None, trust_remote
             adapter=adapter,
             progress=lambda done, total: show(done // MEGABYTE, total // MEGABYTE),
         )
-    seconds = max(time.monotonic() - began, 1e-3)
     if as_json:
         print_json(prediction.to_dict())
     else:
         print_rich(*_summary(model, prediction))
     read = prediction.bytes_read / MEGABYTE
+    seconds = max(prediction.seconds, 1e-3)
     note(f"{prediction.matrices} matrices, {read:,.0f} MB in {seconds:.1f} s ({read / seconds:,.0f} MB/s)")
 
 
@@ -78,6 +76,7 @@ def _summary(model: str, prediction: "Prediction") -> list[Any]:
         "largest entry",
         "share",
         "p",
+        "input norm",
     ):
         table.add_column(name, justify="right")
     for entry in prediction.sink_dimensions:
@@ -90,6 +89,7 @@ def _summary(model: str, prediction: "Prediction") -> list[Any]:
             f"{entry.ratio:.1f}x",
             f"{entry.share:.0%}",
             f"{entry.p_value:.0e}",
+            "-" if entry.input_norm is None else f"{entry.input_norm:.2f}x",
         )
     return [*lines, "", table]
 

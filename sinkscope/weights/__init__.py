@@ -1,7 +1,8 @@
 """Sink dimensions from the weights alone: which matrices write the residual stream, and which rows stand out."""
 
 from sinkscope.weights.checkpoint import Checkpoint, Stored, open_checkpoint
-from sinkscope.weights.prediction import PredictedDimension, Prediction, PredictionSettings, predict, predict_loaded
+from sinkscope.weights.decision import PredictedDimension, PredictionSettings
+from sinkscope.weights.prediction import Prediction, predict, predict_loaded
 from sinkscope.weights.witness import compare, with_weights
 
 __all__ = [

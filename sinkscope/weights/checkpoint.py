@@ -134,10 +134,6 @@ class Checkpoint:
             raise InputError(f"{piece.file}: {piece.name} holds {tensor.dtype}, which are no weights")
         return tensor if self._adapter is None else self._adapter.apply(stored.parameter, stored.part, tensor)
 
-    def prefetch(self, stored: Stored) -> None:
-        """Let a local disk begin with a tensor that will be read next, while something else is computed."""
-        self._piece(stored).prefetch()
-
     @property
     def bytes_read(self) -> int:
         """Bytes read from the checkpoint's files so far."""

@@ -59,9 +59,6 @@ class ByteRanges(ABC):
         self.bytes_read += count
         return buffer
 
-    def prefetch(self, offset: int, count: int) -> None:  # noqa: B027 (most places have nothing to prepare)
-        """Tell that these bytes are wanted next."""
-
     @abstractmethod
     def _fill(self, target: memoryview, offset: int) -> None: ...
 
@@ -82,16 +79,13 @@ class LocalRanges(ByteRanges):
             raise InputError(f"cannot read {path}: {error.strerror or error}") from error
         self.size = os.fstat(self._descriptor).st_size
 
-    def prefetch(self, offset: int, count: int) -> None:
-        """Let the kernel read these bytes while other work is done."""
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._descriptor, offset, count, os.POSIX_FADV_WILLNEED)
-
     def _fill(self, target: memoryview, offset: int) -> None:
         done = 0
         while done < len(target):
             stop = min(done + LOCAL_STEP, len(target))
-            self.prefetch(offset + stop, min(LOCAL_STEP, len(target) - stop))
+            if hasattr(os, "posix_fadvise"):
+                # Let the kernel begin with the next step while this one is copied.
+                os.posix_fadvise(self._descriptor, offset + stop, LOCAL_STEP, os.POSIX_FADV_WILLNEED)
             count = self._read_into(target[done:stop], offset + done)
             if count == 0:
                 raise InputError(f"{self.label} is truncated: it ended while it was read")

@@ -132,11 +132,6 @@ class GgufTensors:
         """The path of the file."""
         return self._file.label
 
-    def prefetch(self, name: str, index: int | None = None) -> None:
-        """Tell that a tensor will be read next."""
-        count = self.nbytes(name, index)
-        self._file.prefetch(self._tensors[name].begin + (index or 0) * count, count)
-
     def close(self) -> None:
         """Close the file."""
         self._file.close()

@@ -53,6 +53,3 @@ class LoadedParameters:
         """The parameter on the CPU."""
         self.bytes_read += stored.nbytes
         return self._parameters[stored.parameter].detach().cpu()
-
-    def prefetch(self, stored: Stored) -> None:
-        """Nothing is to be fetched."""

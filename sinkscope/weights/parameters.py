@@ -43,9 +43,6 @@ class Tensors(Protocol):
     def file_of(self, name: str) -> str:
         """What messages call its file."""
 
-    def prefetch(self, name: str, index: int | None = None) -> None:
-        """Tell that it will be read next."""
-
     def close(self) -> None:
         """Close the files."""
 
@@ -60,7 +57,6 @@ class Piece:
     nbytes: int
     file: str
     load: Callable[[], Tensor]
-    prefetch: Callable[[], None]
 
 
 class Weights:
@@ -136,12 +132,7 @@ class Weights:
             nbytes=sum(self.tensors.nbytes(name, index) for _, name, index in sources),
             file=file,
             load=lambda: self._load(recipe, parameter, sources, part),
-            prefetch=lambda: self._prefetch(sources),
         )
-
-    def _prefetch(self, sources: list[tuple[str, str, int | None]]) -> None:
-        for _, name, index in sources:
-            self.tensors.prefetch(name, index)
 
     def _load(
         self, recipe: Recipe, parameter: str, sources: list[tuple[str, str, int | None]], part: int | None

@@ -146,12 +146,6 @@ class Dequantised:
         packed = self._packed.get(name)
         return self.files.file_of(next(iter(packed.parts.values())) if packed else name)
 
-    def prefetch(self, name: str, index: int | None = None) -> None:
-        """Tell that a tensor will be read next."""
-        packed = self._packed.get(name)
-        first = next(iter(packed.parts.values())) if packed else name
-        self.files.prefetch(first, index)
-
     def close(self) -> None:
         """Close the files."""
         self.files.close()

@@ -169,11 +169,6 @@ class SafetensorsFiles:
         data = self._open(self._where[name]).read(begin, count)
         return torch.from_numpy(data).view(dtype).reshape(shape)
 
-    def prefetch(self, name: str, index: int | None = None) -> None:
-        """Tell that a tensor will be read next."""
-        begin, count, _ = _span(self.entry(name), index)
-        self._open(self._where[name]).prefetch(begin, count)
-
     def close(self) -> None:
         """Close all files."""
         for file in self._files.values():

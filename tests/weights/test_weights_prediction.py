@@ -8,8 +8,10 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 import sinkscope
 from sinkscope.errors import InputError
 from sinkscope.profile import Backbone, Profile, Provenance, SinkDimension
+from sinkscope.significance import NO_PRIOR, scale_prior
 from sinkscope.weights import PredictionSettings, compare, predict, predict_loaded, with_weights
-from sinkscope.weights.prediction import fisher
+from sinkscope.weights.decision import fisher
+from sinkscope.weights.layer_scores import LayerScores, p_values
 from sinkscope.weights.statistic import score_rows
 
 LAYERS, WIDTH = 8, 128
@@ -46,8 +48,9 @@ def test_scores_are_their_definition():
     assert np.allclose(scores.norm_ratio, norm / np.median(norm))
     column = scaled[:, 11].square()
     assert scores.odds[7] == pytest.approx(float(column[7] / (column.sum() - column[7])))
-    assert scores.p_value.argmin() == 7
-    assert scores.p_value[7] < 0.01
+    p_value = p_values([LayerScores(scores)])[0]
+    assert p_value.argmin() == 7
+    assert p_value[7] < 0.01
 
 
 def test_fellow_dimensions_do_not_hide_each_other_and_blocks_do_not_matter(monkeypatch):
@@ -99,6 +102,19 @@ def test_what_is_written_too_late_is_no_sink():
     assert predict_loaded(model).verdict == "none"
 
 
+def test_input_norms_are_evidence_beside_the_decision():
+    model = llama()
+    spike(model.model.layers[2].mlp.down_proj.weight, [5], 30.0)
+    with torch.no_grad():
+        for layer in model.model.layers[3:]:
+            layer.input_layernorm.weight[5] = -0.25
+            layer.post_attention_layernorm.weight[5] = 0.25
+    (entry,) = predict_loaded(model).sink_dimensions
+    assert entry.bands == ((3, LAYERS - 1),)
+    assert entry.input_norm == pytest.approx(0.25)
+    assert entry.to_dict()["input_norm"] == 0.25
+
+
 def test_transposed_and_expert_layouts(tmp_path):
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config(n_embd=WIDTH, n_layer=LAYERS, n_head=4, vocab_size=64, n_positions=32))
@@ -122,6 +138,72 @@ def test_transposed_and_expert_layouts(tmp_path):
     stored, loaded = predict(tmp_path / "mixtral"), predict_loaded(experts)
     assert stored.dims == loaded.dims == (70,)
     assert stored.sink_dimensions == loaded.sink_dimensions
+
+
+def test_layers_that_write_a_tenth_create_and_the_rest_reinforce():
+    model = llama(layers=12)
+    for layer, times in ((1, 200.0), (2, 120.0), (3, 60.0), (4, 18.0), (7, 80.0), (8, 140.0)):
+        spike(model.model.layers[layer].mlp.down_proj.weight, [40], times, seed=layer)
+    (entry,) = predict_loaded(model).sink_dimensions
+    assert entry.created_layers == (1, 2, 3, 7, 8)
+    assert entry.reinforced_layers == (4,)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("dims", [[5], [5, 20, 77]])
+def test_weak_spikes_in_one_expert_are_found(dims, layers):
+    torch.manual_seed(len(dims) + layers)
+    model = MixtralForCausalLM(
+        MixtralConfig(
+            hidden_size=WIDTH,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            intermediate_size=256,
+            vocab_size=64,
+            num_local_experts=4,
+        )
+    )
+    weights = dict(model.named_parameters())
+    for layer in range(layers):
+        spike(weights[f"model.layers.{layer}.mlp.experts.down_proj"][2], dims, 5.0, seed=layer)
+    assert sorted(predict_loaded(model).dims) == dims
+
+
+@pytest.mark.parametrize("degrees", [None, 4])
+@pytest.mark.parametrize("matrices", [1, 4])
+def test_p_values_of_ordinary_rows_are_not_too_small(degrees, matrices):
+    # Entries of differing spread from layer to layer, normal or heavy-tailed; every row of them is ordinary.
+    random = np.random.default_rng(0)
+    smallest = []
+    for _ in range(12):
+        layers = []
+        for _ in range(6):
+            spread = float(random.uniform(0.5, 2.0))
+            parts = []
+            for _ in range(matrices):
+                entries = (
+                    random.standard_normal((128, 96)) if degrees is None else random.standard_t(degrees, (128, 96))
+                )
+                parts.append(score_rows(torch.from_numpy(entries * spread).float()))
+            layer = LayerScores(parts[0])
+            for part in parts[1:]:
+                layer.add(part)
+            layers.append(layer)
+        smallest.append(p_values(layers))
+    observed = np.stack(smallest)
+    for level in (0.1, 0.01, 0.001):
+        assert (observed <= level).mean() <= 1.3 * level
+
+
+def test_tails_alike_make_a_sharp_prior_and_others_a_weak_one():
+    random = np.random.default_rng(0)
+    alike = scale_prior(random.gamma(20, 1 / 20, 64), 20)
+    spread = scale_prior(random.gamma(20, 1 / 20, 64) * random.choice([0.2, 1.0, 5.0], 64), 20)
+    assert alike.shape > 40
+    assert alike.rate / (alike.shape - 1) == pytest.approx(1.0, rel=0.1)
+    assert spread.shape < 5
+    assert scale_prior(np.array([1.0]), 20) == NO_PRIOR
 
 
 def test_two_witnesses():

@@ -196,15 +196,6 @@ def test_reading_takes_the_memory_of_one_matrix_and_only_its_bytes(tmp_path: Pat
     assert size <= peak < 1.1 * size
 
 
-def test_what_will_be_read_next_can_be_announced(tmp_path: Path) -> None:
-    model = make_model("mixtral")
-    save_model(model, tmp_path)
-    with open_checkpoint(tmp_path) as checkpoint:
-        for stored in checkpoint.find("model.layers.0.mlp.experts.down_proj"):
-            checkpoint.prefetch(stored)
-            checkpoint.read(stored)
-
-
 def test_what_was_not_found_is_not_read(tmp_path: Path) -> None:
     save_model(make_model("llama"), tmp_path)
     with open_checkpoint(tmp_path) as checkpoint, open_checkpoint(tmp_path) as other:
