@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -124,11 +125,25 @@ def _planted_once(layout: str, number: int, layers: int, factor: float, rounding
     return sorted(predict_loaded(model).dims) == sorted(dims.tolist())
 
 
-def speed(layers: int) -> dict[str, Any]:
-    """`predict` on a 7B-shaped bfloat16 checkpoint of so many layers, against reading its files from end to end."""
+def speed(layers: int, repeats: int = 5) -> dict[str, Any]:
+    """`predict` on a 7B-shaped bfloat16 checkpoint of so many layers, against reading its files from end to end.
+
+    In a process of its own, so that the peak memory is that of the prediction; both by turns, each on files that were
+    dropped from the page cache.
+    """
     with tempfile.TemporaryDirectory() as folder:
         _write_large(Path(folder), layers)
-        files = sorted(Path(folder).glob("*.safetensors"))
+        code = f"from benchmarks.weights import rates; rates({folder!r}, {repeats})"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return {"layers": layers} | found
+
+
+def rates(folder: str, repeats: int) -> None:
+    """Print what `speed` gives, for the checkpoint in `folder`."""
+    files = sorted(Path(folder).glob("*.safetensors"))
+    rows = []
+    for _ in range(repeats):
         for file in files:
             _forget(file)
         began = time.perf_counter()
@@ -136,26 +151,19 @@ def speed(layers: int) -> dict[str, Any]:
         sequential = size / (time.perf_counter() - began)
         for file in files:
             _forget(file)
-        code = (
-            "import sys, time, resource, torch\n"
-            "from sinkscope.weights import predict\n"
-            "began = time.perf_counter()\n"
-            "found = predict(sys.argv[1])\n"
-            "spent = time.perf_counter() - began\n"
-            "print(found.bytes_read, spent, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, found.dims)\n"
-        )
-        done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True)
-    read, spent, peak, dims = done.stdout.split(maxsplit=3)
-    rate = int(read) / float(spent)
-    return {
-        "layers": layers,
-        "megabytes": int(read) / 1e6,
+        found = predict(folder)
+        rows.append((found.bytes_read / found.seconds, sequential, found.bytes_read / found.seconds / sequential))
+    rate, plain, ratio = (statistics.median(column) for column in zip(*rows, strict=True))
+    document = {
+        "megabytes": found.bytes_read / 1e6,
         "predict_mb_per_s": rate / 1e6,
-        "sequential_mb_per_s": sequential / 1e6,
-        "ratio": rate / sequential,
-        "peak_gib": int(peak) * 1024 / 2**30,
-        "dims": dims.strip(),
+        "sequential_mb_per_s": plain / 1e6,
+        "ratio": ratio,
+        "ratios": [row[2] for row in rows],
+        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 2**30,
+        "dims": list(found.dims),
     }
+    print(json.dumps(document))
 
 
 def _write_large(folder: Path, layers: int) -> None:

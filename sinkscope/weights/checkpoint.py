@@ -20,6 +20,7 @@ from transformers import PreTrainedConfig
 
 from sinkscope.errors import InputError, UnsupportedModelError
 from sinkscope.weights.adapters import Adapter, read_adapter
+from sinkscope.weights.files import Memory
 from sinkscope.weights.parameters import Piece, Weights
 from sinkscope.weights.sources import open_source
 
@@ -63,12 +64,19 @@ class Checkpoint:
     """
 
     def __init__(
-        self, config: PreTrainedConfig, model: nn.Module, weights: Weights, adapter: Adapter | None = None
+        self,
+        config: PreTrainedConfig,
+        model: nn.Module,
+        weights: Weights,
+        adapter: Adapter | None = None,
+        *,
+        reuse_memory: bool = False,
     ) -> None:
         self.config = config
         self.model = model
         self.label = weights.label
         self._weights = weights
+        self._memory = weights.tensors.memory = Memory() if reuse_memory else None
         self._adapter = adapter
         self._pieces: dict[Stored, Piece] = {}
         self._shared = _shared_names(model)
@@ -124,6 +132,8 @@ class Checkpoint:
             If it is quantised in a way that is not read.
         """
         piece = self._piece(stored)
+        if self._memory is not None:
+            self._memory.clear()
         tensor = piece.load()
         if tuple(tensor.shape) != stored.shape:
             raise InputError(
@@ -173,6 +183,7 @@ def open_checkpoint(
     revision: str | None = None,
     trust_remote_code: bool = False,
     adapter: str | os.PathLike[str] | None = None,
+    reuse_memory: bool = False,
 ) -> Checkpoint:
     """Open the checkpoint of a model.
 
@@ -186,6 +197,8 @@ def open_checkpoint(
         Run code that the model's repository ships.
     adapter : str or path, optional
         LoRA adapter to add, as PEFT saves it: a folder or a hub id.
+    reuse_memory : bool
+        Faster for large checkpoints: what `read` gives is written over by the next `read` in the same thread.
 
     Raises
     ------
@@ -197,7 +210,7 @@ def open_checkpoint(
     source = open_source(os.fspath(model), revision, trust_remote_code)
     try:
         added = read_adapter(os.fspath(adapter)) if adapter is not None else None
-        return Checkpoint(source.config, source.weights.model, source.weights, added)
+        return Checkpoint(source.config, source.weights.model, source.weights, added, reuse_memory=reuse_memory)
     except BaseException:
         source.weights.tensors.close()
         raise

@@ -5,6 +5,7 @@ nothing that is not looked at.
 """
 
 import os
+import threading
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,33 @@ from numpy.typing import NDArray
 
 from sinkscope.errors import InputError
 
-# A system call of this size keeps the disk's queue full, and lets the kernel read ahead meanwhile.
+# A system call of this size lets other threads and signals come in between.
 LOCAL_STEP = 8 * 2**20
 # Far fewer requests than a disk would get; large enough that their start does not count.
 REMOTE_STEP = 32 * 2**20
+
+
+class Memory(threading.local):
+    """Memory for what a thread reads, used again and again: fresh pages cost the system as much as the reading."""
+
+    def __init__(self) -> None:
+        self._bytes, self._used = np.empty(0, dtype=np.uint8), 0
+
+    def clear(self) -> None:
+        """What was taken is given up, and will be written over."""
+        self._used = 0
+
+    def take(self, count: int) -> NDArray[np.uint8]:
+        """So many bytes, uint8 [count]."""
+        begin = self._used
+        if begin + count > len(self._bytes):
+            fresh = np.empty(count, dtype=np.uint8)
+            if begin == 0:
+                self._bytes, self._used = fresh, count
+            return fresh
+        # Entries of any dtype lie at multiples of their size.
+        self._used = -(-(begin + count) // 64) * 64
+        return self._bytes[begin : begin + count]
 
 
 class ByteRanges(ABC):
@@ -38,9 +62,10 @@ class ByteRanges(ABC):
 
     def __init__(self) -> None:
         self.bytes_read = 0
+        self._lock = threading.Lock()
 
-    def read(self, offset: int, count: int) -> NDArray[np.uint8]:
-        """The bytes [offset, offset + count).
+    def read(self, offset: int, count: int, memory: Memory | None = None) -> NDArray[np.uint8]:
+        """The bytes [offset, offset + count), in `memory` where it is given.
 
         Raises
         ------
@@ -49,14 +74,15 @@ class ByteRanges(ABC):
         """
         if offset < 0 or count < 0 or offset + count > self.size:
             raise InputError(f"{self.label} is truncated or damaged: it ends before the data that its header names")
-        buffer = np.empty(count, dtype=np.uint8)
+        buffer = np.empty(count, dtype=np.uint8) if memory is None else memory.take(count)
         try:
             self._fill(buffer.data, offset)
         except InputError:
             raise
         except Exception as error:  # Every remote file system raises its own kinds.
             raise InputError(f"cannot read {self.label}: {first_line(error)}") from error
-        self.bytes_read += count
+        with self._lock:
+            self.bytes_read += count
         return buffer
 
     @abstractmethod
@@ -81,11 +107,11 @@ class LocalRanges(ByteRanges):
 
     def _fill(self, target: memoryview, offset: int) -> None:
         done = 0
+        if hasattr(os, "posix_fadvise"):
+            # The kernel reads ahead of what is copied.
+            os.posix_fadvise(self._descriptor, offset, len(target), os.POSIX_FADV_WILLNEED)
         while done < len(target):
             stop = min(done + LOCAL_STEP, len(target))
-            if hasattr(os, "posix_fadvise"):
-                # Let the kernel begin with the next step while this one is copied.
-                os.posix_fadvise(self._descriptor, offset + stop, LOCAL_STEP, os.POSIX_FADV_WILLNEED)
             count = self._read_into(target[done:stop], offset + done)
             if count == 0:
                 raise InputError(f"{self.label} is truncated: it ended while it was read")
@@ -135,8 +161,9 @@ class RemoteRanges(ByteRanges):
     def _fill(self, target: memoryview, offset: int) -> None:
         for start in range(0, len(target), REMOTE_STEP):
             stop = min(start + REMOTE_STEP, len(target))
-            self._file.seek(offset + start)
-            data = self._file.read(stop - start)
+            with self._lock:
+                self._file.seek(offset + start)
+                data = self._file.read(stop - start)
             if len(data) != stop - start:
                 raise InputError(f"{self.label} sent {len(data)} bytes where {stop - start} were asked for; try again")
             target[start:stop] = data

@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig
 from sinkscope.backbone.skeleton import build_skeleton, read_config
 from sinkscope.errors import InputError, UnsupportedModelError
 from sinkscope.weights.conversion import Recipe
-from sinkscope.weights.files import LocalRanges, first_line
+from sinkscope.weights.files import LocalRanges, Memory, first_line
 from sinkscope.weights.gguf_header import GgufHeader, GgufTensor, read_gguf_header
 from sinkscope.weights.parameters import Weights
 from sinkscope.weights.unpack import row_blocks
@@ -79,6 +79,7 @@ class GgufTensors:
         native: bool = False,
     ) -> None:
         self._file = LocalRanges(path)
+        self.memory: Memory | None = None
         self._tensors = header.tensors
         self._processor = processor
         self._names = names or {}
@@ -120,7 +121,7 @@ class GgufTensors:
         tensor = self._tensors[name]
         shape = tensor.shape if index is None else tensor.shape[1:]
         count = self.nbytes(name, index)
-        values = self._numbers(tensor, self._file.read(tensor.begin + (index or 0) * count, count), shape)
+        values = self._numbers(tensor, self._file.read(tensor.begin + (index or 0) * count, count, self.memory), shape)
         if self._processor is None or len(tensor.shape) == 3:
             return values
         result = self._processor.process(

@@ -11,13 +11,16 @@ from torch import Tensor, nn
 
 from sinkscope.errors import InputError
 from sinkscope.weights.conversion import Recipe, check_experts, convert, find_recipes, in_parts, part_sources
+from sinkscope.weights.files import Memory
 
 # A change of a stored tensor before conversion, such as an adapter's; given its name in the checkpoint.
 Change = Callable[[str, Tensor], Tensor]
 
 
 class Tensors(Protocol):
-    """Tensors of a checkpoint by name, as numbers."""
+    """Tensors of a checkpoint by name, as numbers; what is read lies in `memory` where there is one."""
+
+    memory: Memory | None
 
     @property
     def names(self) -> Iterable[str]:

@@ -4,8 +4,9 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any, Literal
 
 import numpy as np
@@ -13,15 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from sinkscope.backbone.anatomy import find_anatomy
-from sinkscope.weights.checkpoint import Checkpoint, open_checkpoint
+from sinkscope.errors import InputError, UnsupportedModelError
+from sinkscope.weights.checkpoint import Checkpoint, Stored, open_checkpoint
 from sinkscope.weights.decision import PredictedDimension, PredictionSettings, decide
 from sinkscope.weights.layer_scores import LayerScores
 from sinkscope.weights.memory import LoadedParameters
-from sinkscope.weights.statistic import TINY, score_rows
+from sinkscope.weights.statistic import TINY, RowScores, score_rows
 from sinkscope.weights.structure import Scale, Writer, find_writers
 
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all)."""
+MEMORY = 600 * 2**20
+"""Up to three matrices are read and looked at side by side, as long as they take no more bytes in float32."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,9 @@ def predict(
     UnsupportedModelError
         If it is no decoder model, or its residual stream cannot be followed.
     """
-    with open_checkpoint(model, revision=revision, trust_remote_code=trust_remote_code, adapter=adapter) as checkpoint:
+    with open_checkpoint(
+        model, revision=revision, trust_remote_code=trust_remote_code, adapter=adapter, reuse_memory=True
+    ) as checkpoint:
         return _predict(checkpoint.model, checkpoint, settings, progress)
 
 
@@ -169,19 +175,21 @@ def _read_scores(
 ) -> tuple[dict[str, dict[int, LayerScores]], int]:
     jobs = [(writer, stored) for writer in writers for stored in checkpoint.find(writer.parameter)]
     scales = {writer: _scale(checkpoint, writer) for writer in writers}
+
+    def look(job: tuple[Writer, Stored]) -> list[RowScores]:
+        writer, stored = job
+        matrix = checkpoint.read(stored)
+        axis = writer.axis - (1 if stored.part is not None else 0)
+        stacked = matrix.dim() == 3
+        parts = matrix if stacked else [matrix]
+        return [score_rows(part if axis == int(stacked) else part.T, scales[writer]) for part in parts]
+
     total, done = sum(stored.nbytes for _, stored in jobs), 0
     scores: dict[str, dict[int, LayerScores]] = {"mlp": {}, "attention": {}}
-    # The disk reads the next matrix while this one is looked at.
-    with _one_thread(), ThreadPoolExecutor(1) as reader:
-        coming = reader.submit(checkpoint.read, jobs[0][1])
-        for index, (writer, stored) in enumerate(jobs):
-            matrix = coming.result()
-            if index + 1 < len(jobs):
-                coming = reader.submit(checkpoint.read, jobs[index + 1][1])
-            axis = writer.axis - (1 if stored.part is not None else 0)
-            for part in matrix if matrix.dim() == 3 else [matrix]:
-                oriented = part if (axis if matrix.dim() == 2 else axis - 1) == 0 else part.T
-                row_scores = score_rows(oriented, scales[writer])
+    largest = max(4 * prod(stored.shape) for _, stored in jobs)
+    with _one_torch_thread(), ThreadPoolExecutor(min(max(MEMORY // largest, 1), 3)) as workers:
+        for (writer, stored), found in zip(jobs, workers.map(look, jobs), strict=True):
+            for row_scores in found:
                 layer = scores[writer.kind].get(writer.layer)
                 if layer is None:
                     scores[writer.kind][writer.layer] = LayerScores(row_scores)
@@ -194,9 +202,8 @@ def _read_scores(
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """Blocks of a matrix are too small for torch to share out; its threads would wait for each other and for the
-    reader."""
+def _one_torch_thread() -> Iterator[None]:
+    """Blocks of a matrix are too small for torch to share out; its threads would only wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -228,7 +235,10 @@ def _with_input_norms(
         parts = []
         for scale in dict.fromkeys(scale for writer in inside for scale in writer.reads):
             if scale not in weights:
-                weights[scale] = _vector(checkpoint, scale).abs()
-            parts.append(float(weights[scale][entry.dim] / weights[scale].median().clamp_min(TINY)))
+                # Nothing rests on it, so that what is not there does not end a prediction.
+                with suppress(InputError, UnsupportedModelError):
+                    weights[scale] = _vector(checkpoint, scale).abs()
+            if scale in weights:
+                parts.append(float(weights[scale][entry.dim] / weights[scale].median().clamp_min(TINY)))
         completed.append(replace(entry, input_norm=float(np.median(parts)) if parts else None))
     return tuple(completed)

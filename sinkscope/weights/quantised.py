@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sinkscope.errors import InputError, UnsupportedModelError
 from sinkscope.weights import unpack
+from sinkscope.weights.files import Memory
 from sinkscope.weights.safetensors_source import BITS, DTYPES, Entry, SafetensorsFiles
 
 # The methods whose tensors are known to mean what their names say.
@@ -99,6 +100,15 @@ class Dequantised:
             blocks = self.files.entry(packed.parts["blocks"]).shape
             return (*blocks[:-3], 2 * blocks[-2] * blocks[-1], blocks[-3])
         return None
+
+    @property
+    def memory(self) -> Memory | None:
+        """Where the files are read to."""
+        return self.files.memory
+
+    @memory.setter
+    def memory(self, memory: Memory | None) -> None:
+        self.files.memory = memory
 
     def nbytes(self, name: str, index: int | None = None) -> int:
         """Bytes that `read` takes from the files."""

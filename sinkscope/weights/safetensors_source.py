@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sinkscope.errors import InputError
-from sinkscope.weights.files import ByteRanges, first_line
+from sinkscope.weights.files import ByteRanges, Memory, first_line
 from sinkscope.weights.places import Place
 
 MAX_HEADER_BYTES = 100 * 10**6
@@ -117,6 +117,7 @@ class SafetensorsFiles:
         self.place = place
         self._files: dict[str, ByteRanges] = {}
         self._headers: dict[str, dict[str, Entry]] = {}
+        self.memory: Memory | None = None
         present = place.names()
         if SINGLE_FILE in present:
             self._where = dict.fromkeys(self._header(SINGLE_FILE), SINGLE_FILE)
@@ -166,7 +167,7 @@ class SafetensorsFiles:
         if dtype is None:
             raise InputError(f"{self.file_of(name)}: this version of torch has no dtype for {entry.dtype} ({name})")
         begin, count, shape = _span(entry, index)
-        data = self._open(self._where[name]).read(begin, count)
+        data = self._open(self._where[name]).read(begin, count, self.memory)
         return torch.from_numpy(data).view(dtype).reshape(shape)
 
     def close(self) -> None:

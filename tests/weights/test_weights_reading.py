@@ -2,6 +2,7 @@
 
 import json
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -194,6 +195,26 @@ def test_reading_takes_the_memory_of_one_matrix_and_only_its_bytes(tmp_path: Pat
         tracemalloc.stop()
     assert opened < 10_000, "only the header is read when a checkpoint is opened"
     assert size <= peak < 1.1 * size
+
+
+def test_memory_used_again_holds_what_was_read_last(tmp_path: Path) -> None:
+    model = make_model("mixtral")
+    save_model(model, tmp_path)
+    with open_checkpoint(tmp_path) as plain, open_checkpoint(tmp_path, reuse_memory=True) as reusing:
+        parameters = [name for name, parameter in model.named_parameters() if parameter.dim() >= 2]
+        expected = [plain.read(stored) for name in parameters for stored in plain.find(name)]
+        found = [stored for name in parameters for stored in reusing.find(name)]
+        addresses = set()
+        for stored, values in zip(found, expected, strict=True):
+            tensor = reusing.read(stored)
+            assert torch.equal(tensor, values)
+            addresses.add(tensor.data_ptr())
+        assert len(addresses) < len(expected) / 2
+        # Every thread has its own.
+        with ThreadPoolExecutor(4) as workers:
+            read = workers.map(lambda stored: reusing.read(stored).clone(), found * 4)
+            assert all(torch.equal(tensor, values) for tensor, values in zip(read, expected * 4, strict=True))
+        assert reusing.bytes_read - plain.bytes_read == 4 * sum(stored.nbytes for stored in found)
 
 
 def test_what_was_not_found_is_not_read(tmp_path: Path) -> None:
