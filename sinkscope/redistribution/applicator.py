@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Literal, Self, get_args
+from typing import Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +23,9 @@ from sinkscope.profile.score import ScoreName
 from sinkscope.redistribution.edit import edit_generated, edit_rows, lower_limits
 from sinkscope.redistribution.equations import Donors, Receivers, VarConfig
 from sinkscope.redistribution.rules import SinkRule, rule_at
+from sinkscope.redistribution.state import Queries
 from sinkscope.redistribution.summary import LayerStatistics, LayerSummary
 from sinkscope.redistribution.tracker import Tracker
-
-Queries = Literal["text", "all"]
 
 
 def var(
@@ -70,8 +69,10 @@ def var(
         Layers to edit. By default all but the profile's excluded ones and the last, which the paper leaves alone.
     donors, receivers, head_selection
         As in `VarConfig`; the defaults are the paper's, the rest its ablations.
-    queries : "text" or "all"
-        Rows to edit: text tokens after the sample's first visual token, and generated tokens; or visual tokens as well.
+    queries : "text", "generated" or "all"
+        Rows to edit: text tokens after the sample's first visual token, and generated tokens (paper); generated tokens
+        alone; or visual tokens after the first as well. Generated are the tokens that `generate` adds to the prompt it
+        is given; without it, those that come one at a time to a filled cache.
 
     Returns
     -------
@@ -113,7 +114,7 @@ def var(
         raise ProfileError(
             f"profile {profile.name} has no sink tokens in any of the layers to edit; choose other layers"
         )
-    return Var(model, anatomy, config, rules, every_query=queries == "all")
+    return Var(model, anatomy, config, rules, queries)
 
 
 class Var:
@@ -131,14 +132,14 @@ class Var:
     """
 
     def __init__(
-        self, model: nn.Module, anatomy: Anatomy, config: VarConfig, rules: dict[int, SinkRule], *, every_query: bool
+        self, model: nn.Module, anatomy: Anatomy, config: VarConfig, rules: dict[int, SinkRule], queries: Queries
     ) -> None:
         self.config = config
         self.layers = tuple(sorted(rules))
         self._model = model
         self._anatomy = anatomy
         self._rules = rules
-        self._tracker = Tracker(model, anatomy, every_query=every_query)
+        self._tracker = Tracker(model, anatomy, queries)
         self._statistics = {layer: LayerStatistics() for layer in self.layers}
         self._checked: set[int] = set()
         self._awaited: int | None = None

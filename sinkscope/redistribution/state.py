@@ -7,6 +7,7 @@ Step            one forward pass: the tokens that it adds
 """
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ from torch import Tensor
 from sinkscope.redistribution.edit import token_parts
 from sinkscope.redistribution.equations import VarConfig, roles
 
+Queries = Literal["text", "generated", "all"]
+"""Rows that may be edited after the first visual token: all but visual ones, those of generated tokens, or all."""
 CAPACITY_STEP = 256
 NEVER = torch.iinfo(torch.long).max
 
@@ -89,27 +92,29 @@ class Sequence:
             torch.zeros(batch, 1, dtype=torch.bool, device=device),
         )
 
-    def generated(self) -> Step:
-        """The pass of one generated token per sample. Nothing is computed, and nothing read back from the device."""
-        return Step(self.length, 1, self.with_image, None, self.samples_with_image)
+    def one_token(self, *, edited: bool) -> Step:
+        """The pass of one token per sample that is not visual. Nothing is computed or read back from the device."""
+        return Step(self.length, 1, self.with_image, None, self.samples_with_image if edited else 0)
 
-    def prompt(self, visual: Tensor, valid: Tensor, *, every_query: bool) -> Step:
-        """The pass of a prompt, or of a part of one.
+    def several_tokens(self, visual: Tensor, valid: Tensor, *, visual_too: bool = False, start: int = 0) -> Step:
+        """The pass of a prompt, of a part of one, or of several generated tokens.
 
         Parameters
         ----------
         visual, valid : BoolTensor [B, T]
             Visual tokens, and tokens that are not padding.
-        every_query : bool
+        visual_too : bool
             Whether visual tokens after the first may be edited too.
+        start : int
+            Rows before this position are left alone.
         """
         count = valid.shape[1]
         visual = visual & valid
         positions = torch.arange(self.length, self.length + count, device=valid.device)
         first = torch.minimum(self.first_visual, torch.where(visual, positions, NEVER).amin(1))
         self._set_first_visual(first)
-        queries = (positions > first[:, None]) & valid
-        if not every_query:
+        queries = (positions > first[:, None]) & (positions >= start) & valid
+        if not visual_too:
             queries &= ~visual
         rows = queries.any(0).nonzero()[:, 0]
         return Step(self.length, count, queries, rows, int(queries.sum()), visual, valid)

@@ -10,6 +10,7 @@ State follows the cache object because that is what decoding strategies reorder,
 import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import wraps
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from sinkscope.backbone.anatomy import Anatomy
 from sinkscope.backbone.visual import visual_mask
 from sinkscope.errors import InputError
-from sinkscope.redistribution.state import Sequence, Step
+from sinkscope.redistribution.state import NEVER, Queries, Sequence, Step
 
 _ELSEWHERE = "run the whole prompt inside var(), so that its sink tokens are known"
 _FOLLOWED = ("reorder_cache", "batch_select_indices", "batch_repeat_interleave")
@@ -36,11 +37,13 @@ class Tracker:
         The tokens of its cache.
     """
 
-    def __init__(self, model: nn.Module, anatomy: Anatomy, *, every_query: bool) -> None:
+    def __init__(self, model: nn.Module, anatomy: Anatomy, queries: Queries) -> None:
         self.step: Step | None = None
         self.sequence: Sequence | None = None
         self._anatomy = anatomy
-        self._every_query = every_query
+        self._queries = queries
+        self._model: Any = model
+        self._prompt_length: int | None = None
         self._owner: nn.Module | None = None
         self._cache: Any = None
         self._sequences: WeakKeyDictionary[Any, Sequence] = WeakKeyDictionary()
@@ -57,6 +60,8 @@ class Tracker:
         """Follow the model inside the context; forget everything after it."""
         try:
             with ExitStack() as stack:
+                if self._queries == "generated":
+                    stack.enter_context(self._counting_prompts())
                 for module in self._names:
                     stack.callback(module.register_forward_pre_hook(self._before, with_kwargs=True).remove)
                     # Called after an exception too, so that the next pass starts clean.
@@ -96,13 +101,47 @@ class Tracker:
         else:
             self.sequence = self._known(cache, offset, batch)
             if count == 1:
-                self.step = self.sequence.generated()
+                self.step = self.sequence.one_token(edited=self._queries != "generated" or offset >= self._start(1))
                 return
         valid = torch.ones(batch, count, dtype=torch.bool, device=given.device)
         if isinstance(mask, Tensor) and mask.ndim == 2:
             valid = mask[:, : offset + count][:, -count:].to(given.device, torch.bool)
         visual = visual_mask(self._anatomy, ids) if ids is not None else torch.zeros_like(valid)
-        self.step = self.sequence.prompt(visual, valid, every_query=self._every_query)
+        start = self._start(count) if self._queries == "generated" else 0
+        self.step = self.sequence.several_tokens(visual, valid, visual_too=self._queries == "all", start=start)
+
+    @contextmanager
+    def _counting_prompts(self) -> Iterator[None]:
+        """Note the length of the prompt that the model's `generate` is given."""
+        generate = getattr(self._model, "generate", None)
+        if generate is None:
+            yield
+            return
+        own = vars(self._model).get("generate")
+
+        @wraps(generate)
+        def counting(*args: Any, **kwargs: Any) -> Any:
+            ids = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs"))
+            self._prompt_length = ids.shape[1] if isinstance(ids, Tensor) else None
+            try:
+                return generate(*args, **kwargs)
+            finally:
+                self._prompt_length = None
+
+        self._model.generate = counting
+        try:
+            yield
+        finally:
+            if own is None:
+                del self._model.generate
+            else:
+                self._model.generate = own
+
+    def _start(self, count: int) -> int:
+        """Position of the first generated token. Without `generate`, a pass of one token on a filled cache adds one."""
+        if self._prompt_length is not None:
+            return self._prompt_length
+        return 0 if count == 1 else NEVER
 
     def _known(self, cache: Any, offset: int, batch: int) -> Sequence:
         sequence = self._sequences.get(cache)

@@ -211,12 +211,17 @@ def eager_var(
     inputs: dict[str, Tensor],
     layers: list[int],
     image_id: int = IMAGE_ID,
+    first_query: int = 0,
     **settings: Any,
 ) -> Iterator[None]:
-    """VAR as the equations say it, on full attention maps, for passes without a cache over `inputs`."""
+    """VAR as the equations say it, on full attention maps, for passes without a cache over `inputs`.
+
+    Rows before `first_query` are left alone.
+    """
     ids, valid = inputs["input_ids"], inputs["attention_mask"].bool()
     visual = (ids == image_id) & valid
     queries = (visual.cumsum(1) > 0) & ~visual & valid
+    queries &= torch.arange(ids.shape[1]) >= first_query
     score = settings.pop("score", "auto")
     sinks: dict[int, Tensor] = {}
     decoder = getattr(model.model, "language_model", None) or model.model.text_model
