@@ -3,6 +3,8 @@
 pictures + prompt ──> processor ──> inputs ──> generate            plain answer
                                           └──> generate in var()   VAR's answer, and what it moved
                                                     └──> look      attention on the picture, before and after
+
+batch.py does so for a file of questions.
 """
 
 from sinkscope.answering.answers import Answers, answer, choose_profile

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from torch import Tensor
 
-from sinkscope.answering.inputs import build_inputs, check_answerable
+from sinkscope.answering.inputs import build_inputs, check_answerable, room_to_answer
 from sinkscope.backbone.loading import LoadedModel
 from sinkscope.backbone.visual import visual_mask
 from sinkscope.profile.schema import Profile
@@ -103,22 +103,25 @@ def answer(
         As in `sinkscope.var`; the profile's by default.
     compare : bool
         Also answer without VAR.
+    max_new_tokens : int
+        The answer is cut after so many tokens, or where the model's context ends.
     images, prompt, raw
         As in `build_inputs`.
 
     Raises
     ------
     InputError, ProfileError, UnsupportedModelError
-        As `build_inputs` and `sinkscope.var`.
+        As `build_inputs` and `sinkscope.var`; `InputError` also if the prompt is longer than the model's context.
     """
     from sinkscope.redistribution.applicator import var
 
     check_answerable(loaded)
     run = var(loaded.model, profile, p=p, rho=rho)
     inputs = build_inputs(loaded, images, prompt, raw=raw)
-    plain = answer_text(loaded, inputs, generate(loaded, inputs, max_new_tokens)) if compare else None
+    room = room_to_answer(loaded, inputs, max_new_tokens)
+    plain = answer_text(loaded, inputs, generate(loaded, inputs, room)) if compare else None
     with run:
-        var_ids = generate(loaded, inputs, max_new_tokens)
+        var_ids = generate(loaded, inputs, room)
     ids = inputs["input_ids"]
     return Answers(
         plain=plain,

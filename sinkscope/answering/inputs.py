@@ -1,11 +1,13 @@
 """What a multimodal model takes for a question about pictures."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from sinkscope.backbone.anatomy import text_config
 from sinkscope.backbone.loading import LoadedModel
 from sinkscope.backbone.visual import visual_mask
 from sinkscope.calibration.samples import open_picture
@@ -20,9 +22,31 @@ def read_picture(path: Path) -> Image.Image:
     InputError
         If it is missing or cannot be read.
     """
-    if not path.is_file():
-        raise InputError(f"there is no picture at {path}; check the path")
+    _check_file(path)
     return open_picture(path)
+
+
+def check_picture(path: Path) -> None:
+    """Raise `InputError` if there is no picture at `path`. Reads no more than tells its format and size."""
+    _check_file(path)
+    try:
+        with warnings.catch_warnings():
+            # Pillow's word about a very large picture is for when it is decoded.
+            warnings.simplefilter("ignore")
+            with Image.open(path):
+                pass
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"cannot read the picture {path} ({reason}); convert it to PNG or remove it") from error
+
+
+def _check_file(path: Path) -> None:
+    try:
+        found = path.is_file()
+    except OSError as error:  # A name that is too long, or a folder that may not be looked into.
+        raise InputError(f"cannot read the picture {path} ({error.strerror}); check the path") from error
+    if not found:
+        raise InputError(f"there is no picture at {path}; check the path")
 
 
 def check_answerable(loaded: LoadedModel) -> None:
@@ -91,3 +115,23 @@ def build_inputs(loaded: LoadedModel, images: Sequence[Image.Image], prompt: str
             f"the prompt leads to no visual token in {loaded.model_id}; put{named or ' the placeholder'} in it"
         )
     return inputs.to(loaded.model.device, dtype=loaded.model.dtype)
+
+
+def room_to_answer(loaded: LoadedModel, inputs: Any, max_new_tokens: int) -> int:
+    """How many tokens, of at most `max_new_tokens`, the model can write after a prompt.
+
+    Raises
+    ------
+    InputError
+        If the prompt alone is longer than the model can read.
+    """
+    limit = getattr(text_config(loaded.model), "max_position_embeddings", None)
+    if limit is None:
+        return max_new_tokens
+    prompt = int(inputs["input_ids"].shape[1])
+    if prompt >= limit:
+        raise InputError(
+            f"the prompt has {prompt} tokens with its pictures, and {loaded.model_id} takes fewer than {limit}; "
+            "shorten it"
+        )
+    return min(max_new_tokens, limit - prompt)

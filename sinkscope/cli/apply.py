@@ -5,12 +5,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sinkscope.cli.batch import answer_batch, prepare_batch, print_totals
+from sinkscope.cli.main import FAILED, Session
 from sinkscope.cli.options import Fraction, model_options
 from sinkscope.cli.output import ProgressBar, json_option, note, print_json, print_rich, quiet_libraries, quiet_stdout
 from sinkscope.cli.pictures import check_drawing, draw_attention
 from sinkscope.cli.places import check_writable
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from sinkscope.answering import Answers
 
 EXAMPLES = """\b
@@ -18,7 +22,8 @@ Examples:
   sinkscope apply demo:lmm --image demo-output/picture.png --prompt "How many objects are there?" --compare
   sinkscope apply llava-hf/llava-1.5-7b-hf --image cat.jpg --prompt "What is on the sofa?" --profile llava-1.5-7b
   sinkscope apply ./my-lmm --image a.png --prompt "What is this?" --profile my.json --p 0.6 --rho 0.5 --compare
-  sinkscope apply demo:lmm --batch questions.jsonl --out answers.jsonl
+  sinkscope apply demo:lmm --batch questions.jsonl --out answers.jsonl --compare
+  sinkscope apply demo:lmm --batch questions.jsonl --out answers.jsonl --compare --resume --keep-going
 """
 
 
@@ -44,14 +49,23 @@ Examples:
     "--batch",
     metavar="IN.jsonl",
     type=click.Path(path_type=Path),
-    help='Questions: {"image": "...", "prompt": "..."} a line.',
+    help='Questions, one {"image": "...", "prompt": "...", "id": ...} a line.',
 )
-@click.option("--out", metavar="OUT.jsonl", type=click.Path(path_type=Path), help="Answers to --batch.")
+@click.option(
+    "--out",
+    metavar="OUT.jsonl",
+    type=click.Path(path_type=Path),
+    help="Answers to --batch: each line of it, with its answer.",
+)
+@click.option("--resume", is_flag=True, help="Go on with the answers of a --batch that was stopped.")
+@click.option("--keep-going", is_flag=True, help="Skip lines of --batch that fail; the exit code is then 1.")
 @click.option("--raw", is_flag=True, help="PROMPT is the whole text for the model, image placeholders included.")
 @click.option("--max-new-tokens", metavar="N", type=click.IntRange(min=1), default=64, show_default=True)
 @model_options
 @json_option
+@click.pass_obj
 def command(
+    session: Session,
     model: str,
     images: tuple[Path, ...],
     prompt: str | None,
@@ -62,6 +76,8 @@ def command(
     attention: Path | None,
     batch: Path | None,
     out: Path | None,
+    resume: bool,
+    keep_going: bool,
     raw: bool,
     max_new_tokens: int,
     device: str,
@@ -69,25 +85,42 @@ def command(
     revision: str | None,
     trust_remote_code: bool,
     as_json: bool,
-) -> None:
+) -> int:
     """Answer a question about a picture with Visual Attention Redistribution (VAR).
 
     VAR recycles attention from sink tokens to the rest of the picture, in the heads that look at it. p and rho are the
     paper's: p is the recycled fraction; the authors' code calls 1 - p so.
+
+    --batch answers a file of questions. "image" is a path relative to that file, or a list of paths; every other field
+    of a line, such as a label, goes into the line of its answer. All lines are checked before MODEL is loaded.
     """
-    _check_usage(images, prompt, batch, out, attention)
+    _check_usage(images, prompt, batch, out, attention, resume=resume, keep_going=keep_going)
 
     from sinkscope.answering import answer, check_answerable, choose_profile, read_picture
     from sinkscope.registry import check_backbone, load_profile
 
     pictures = [read_picture(image) for image in images]
-    questions = []
-    if batch is not None:
-        from sinkscope.cli.batch import read_questions
-
-        questions = read_questions(batch)
     profile = None if profile_name is None else load_profile(profile_name)
-    drawn: list[Path] = []
+    settings: dict[str, Any] = {
+        "p": p,
+        "rho": rho,
+        "max_new_tokens": max_new_tokens,
+        "compare": compare,
+        "raw": raw,
+    }
+    prepared = None
+    if batch is not None and out is not None:
+        prepared = prepare_batch(
+            batch,
+            out,
+            settings,
+            model=model,
+            revision=revision,
+            profile=profile,
+            resume=resume,
+            keep_going=keep_going,
+        )
+        session.run = prepared.target.partial
     with quiet_stdout(), quiet_libraries():
         from sinkscope.pipeline import load
 
@@ -98,36 +131,30 @@ def command(
             profile = choose_profile(loaded)
             note(f"profile: {profile.name}")
         check_backbone(profile, loaded.anatomy.fingerprint())
-        settings: dict[str, Any] = {
-            "p": p,
-            "rho": rho,
-            "max_new_tokens": max_new_tokens,
-            "compare": compare,
-            "raw": raw,
-        }
-        if batch is not None and out is not None:
-            from sinkscope.cli.batch import answer_batch
-
-            totals = answer_batch(loaded, profile, questions, out, settings)
+        if prepared is not None:
+            totals = answer_batch(prepared, loaded, profile)
         else:
             answers = answer(loaded, profile, pictures, str(prompt), **settings)
+            drawn: list[Path] = []
             if attention is not None:
                 drawn = draw_attention(attention, loaded, profile, answers, pictures[0], str(prompt))
-    if batch is not None:
-        facts = {"model": model, "profile": profile.name, "out": str(out), **totals}
-        print_json(facts) if as_json else print_rich(f"{totals['questions']} answers: {out}")
-        return
-    facts = {"model": model, "profile": profile.name, "images": [str(image) for image in images], "prompt": prompt}
+    facts: dict[str, Any] = {"model": model, "profile": profile.name}
+    if prepared is not None:
+        print_json(facts | {"out": str(out)} | totals.to_dict()) if as_json else print_totals(
+            totals, prepared.target.out
+        )
+        return FAILED if totals.skipped else 0
+    facts |= {"images": [str(image) for image in images], "prompt": prompt}
     facts |= answers.to_dict() | {"attention": [str(path) for path in drawn]}
     print_json(facts) if as_json else print_rich(*describe(answers))
     for path in drawn:
         note(f"attention: {path}")
+    return 0
 
 
-def describe(answers: "Answers") -> list[str]:
-    """The answers, and what VAR did, in lines for a person."""
-    lines = [f"plain  {answers.plain}"] if answers.plain is not None else []
-    lines.append(f"VAR    {answers.var}")
+def describe(answers: "Answers") -> list[Any]:
+    """The answers, side by side where there are two, and what VAR did, for a person."""
+    lines: list[Any] = [f"VAR    {answers.var}"] if answers.plain is None else [_side_by_side(answers)]
     edited = [layer for layer in answers.layers if layer.image_centric_share > 0]
     if not edited:
         lines.append(f"       p {answers.p:g}, rho {answers.rho:g}: no head qualified, so nothing was moved")
@@ -142,12 +169,33 @@ def describe(answers: "Answers") -> list[str]:
     return lines
 
 
+def _side_by_side(answers: "Answers") -> "Table":
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        "plain", "VAR" if answers.changed else "VAR (the same)", box=None, pad_edge=False, padding=(0, 4, 0, 0)
+    )
+    # As texts, in which brackets are no markup.
+    table.add_row(Text(answers.plain or ""), Text(answers.var))
+    return table
+
+
 def _check_usage(
-    images: tuple[Path, ...], prompt: str | None, batch: Path | None, out: Path | None, attention: Path | None
+    images: tuple[Path, ...],
+    prompt: str | None,
+    batch: Path | None,
+    out: Path | None,
+    attention: Path | None,
+    *,
+    resume: bool,
+    keep_going: bool,
 ) -> None:
     """Refuse what cannot work before anything is loaded."""
-    if batch is None and out is not None:
-        raise click.UsageError("--out belongs to --batch")
+    if batch is None:
+        for option, given in (("--out", out is not None), ("--resume", resume), ("--keep-going", keep_going)):
+            if given:
+                raise click.UsageError(f"{option} belongs to --batch")
     if batch is not None:
         if images or prompt is not None or attention is not None:
             raise click.UsageError(

@@ -1,93 +1,147 @@
-"""Many questions about pictures: JSON lines in, JSON lines out."""
+"""``sinkscope apply --batch``: a file of questions, answered into a file of answers."""
 
-import json
-import os
+import hashlib
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sinkscope.cli.output import ProgressBar
-from sinkscope.errors import InputError
+from sinkscope.cli.output import ProgressBar, note, print_rich
 
 if TYPE_CHECKING:
+    from sinkscope.answering.answer_file import AnswerFile
+    from sinkscope.answering.batch import Totals
+    from sinkscope.answering.questions import Question, QuestionFile
     from sinkscope.backbone.loading import LoadedModel
     from sinkscope.profile import Profile
 
-PROMPT_FIELDS = ("prompt", "question")
-
 
 @dataclass(frozen=True)
-class Question:
-    """One line of the input: its id (the line's number where it has none), its picture, and the prompt."""
+class Batch:
+    """Questions and the file for their answers, both checked, and what is asked of the model."""
 
-    identity: Any
-    image: Path
-    prompt: str
-
-
-def read_questions(path: Path) -> list[Question]:
-    """Read questions, one JSON object a line: ``image``, ``prompt`` or ``question``, and optionally ``id``.
-
-    Pictures are looked up beside the file where their paths are relative.
-
-    Raises
-    ------
-    InputError
-        Names the first line that cannot be used.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise InputError(f"cannot read {path}: {reason}; give a file of JSON lines") from error
-    questions = [_question(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
-    if not questions:
-        raise InputError(f'{path} holds no question; write one {{"image": "...", "prompt": "..."}} a line')
-    return questions
+    source: "QuestionFile"
+    target: "AnswerFile"
+    settings: dict[str, Any]
+    keep_going: bool
 
 
-def answer_batch(
-    loaded: "LoadedModel", profile: "Profile", questions: list[Question], out: Path, settings: dict[str, Any]
-) -> dict[str, int]:
-    """Answer `questions` one by one and write `out`, whole or not at all.
+def prepare_batch(
+    path: Path,
+    out: Path,
+    settings: dict[str, Any],
+    *,
+    model: str,
+    revision: str | None,
+    profile: "Profile | None",
+    resume: bool,
+    keep_going: bool,
+) -> Batch:
+    """Read the questions and check all that can be checked before the model is loaded."""
+    from sinkscope.answering.answer_file import AnswerFile
+    from sinkscope.answering.questions import read_questions
 
-    Returns
-    -------
-    dict
-        ``questions``, and ``changed``: how many answers VAR changed (where they were compared).
-    """
+    target = AnswerFile(out, resume=resume)
+    source = read_questions(path, keep_going=keep_going, answered=target.answered, report=_report)
+    known = {"model": model, "revision": revision, **_profile_settings(profile), **settings}
+    # A p or rho that is not given is the profile's, which may not be known yet.
+    target.check({name: value for name, value in known.items() if value is not None or name == "revision"})
+    target.check({"questions_sha256": source.digest})
+    return Batch(source, target, settings, keep_going)
+
+
+def answer_batch(batch: Batch, loaded: "LoadedModel", profile: "Profile") -> "Totals":
+    """Answer the questions of `batch`, with progress and skipped questions on stderr."""
     from sinkscope.answering import answer, read_picture
+    from sinkscope.answering.batch import answer_questions
 
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    changed = 0
-    try:
-        with partial.open("w", encoding="utf-8") as file, ProgressBar() as bar:
-            progress = bar.stage("questions")
-            for done, question in enumerate(questions, start=1):
-                answers = answer(loaded, profile, [read_picture(question.image)], question.prompt, **settings)
-                changed += bool(answers.changed)
-                row = {"id": question.identity, "image": str(question.image), "prompt": question.prompt}
-                row |= {"answer": answers.var, "plain": answers.plain}
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                progress(done, len(questions))
-        os.replace(partial, out)
-    finally:
-        partial.unlink(missing_ok=True)
-    return {"questions": len(questions), "changed": changed}
+    settings = {
+        "model": loaded.model_id,
+        "revision": loaded.revision,
+        "dtype": str(loaded.model.dtype).removeprefix("torch."),
+        **_profile_settings(profile),
+        **batch.settings,
+        "questions_sha256": batch.source.digest,
+    }
+    for name, default in (("p", profile.var.p), ("rho", profile.var.rho)):
+        settings[name] = default if settings[name] is None else settings[name]
+
+    def ask(question: "Question") -> tuple[str, str | None]:
+        pictures = [read_picture(image) for image in question.images]
+        answers = answer(loaded, profile, pictures, question.prompt, **batch.settings)
+        return answers.var, answers.plain
+
+    with QuestionBar() as bar:
+        return answer_questions(
+            batch.source,
+            batch.target,
+            ask,
+            settings,
+            keep_going=batch.keep_going,
+            progress=bar.questions(),
+            report=_report,
+        )
 
 
-def _question(path: Path, number: int, line: str) -> Question:
-    where = f"line {number} of {path}"
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise InputError(f"{where} is not JSON: {error}") from error
-    if not isinstance(row, dict) or not isinstance(row.get("image"), str):
-        raise InputError(f'{where} names no image; write {{"image": "...", "prompt": "..."}}')
-    prompt = next((row[field] for field in PROMPT_FIELDS if isinstance(row.get(field), str)), "")
-    if not prompt.strip():
-        raise InputError(f'{where} asks nothing; write {{"image": "...", "prompt": "..."}}')
-    image = path.parent / row["image"]
-    if not image.is_file():
-        raise InputError(f"{where}: there is no picture at {image}")
-    return Question(row.get("id", number), image, prompt)
+def print_totals(totals: "Totals", out: Path) -> None:
+    """What became of the questions, for a person."""
+    print_rich(f"{totals.answered} of {totals.questions} questions answered in {_span(totals.seconds)}: {out}")
+    if totals.resumed:
+        print_rich(f"{totals.resumed} of them were answered before")
+    if totals.changed is not None:
+        print_rich(f"VAR changed {totals.changed} of {totals.answered} answers")
+    if totals.skipped:
+        lines = ", ".join(str(entry.line) for entry in totals.skipped[:10])
+        rest = ", ..." if len(totals.skipped) > 10 else ""
+        print_rich(f"{len(totals.skipped)} skipped: line{'s' if len(totals.skipped) > 1 else ''} {lines}{rest}")
+
+
+class QuestionBar(ProgressBar):
+    """Progress with the rate, and with the time that is left."""
+
+    def questions(self) -> Callable[[int, int], None]:
+        """The callback; what its first call names as done counts for no rate."""
+        task: Any = None
+        first, started, shown_at, shown = 0, 0.0, 0.0, -1
+
+        def show(done: int, total: int) -> None:
+            nonlocal task, first, started, shown_at, shown
+            now = time.monotonic()
+            if shown < 0:
+                first, started = done, now
+                if self._bar is not None:
+                    task = self._bar.add_task("questions", total=total, completed=done)
+            rate = (done - first) / (now - started) if done > first and now > started else None
+            if task is not None:
+                self._bar.update(task, completed=done, description=f"questions{_told(rate)}")
+            elif shown < 0 or (done >= total > shown) or now - shown_at >= self.SECONDS_BETWEEN_LINES:
+                left = f", {_span((total - done) / rate)} left" if rate and done < total else ""
+                note(f"questions: {done} of {total}{_told(rate)}{left}")
+                shown_at = now
+            else:
+                return
+            shown = done
+
+        return show
+
+
+def _told(rate: float | None) -> str:
+    if rate is None:
+        return ""
+    return f", {rate:.1f} a second" if rate >= 1 else f", {1 / rate:.1f} s each"
+
+
+def _span(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 10 else str(timedelta(seconds=round(seconds)))
+
+
+def _profile_settings(profile: "Profile | None") -> dict[str, Any]:
+    if profile is None:
+        return {}
+    return {"profile": profile.name, "profile_sha256": hashlib.sha256(profile.to_json().encode()).hexdigest()}
+
+
+def _report(skipped: str) -> None:
+    note(f"skipped {skipped}")

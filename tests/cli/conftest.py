@@ -1,5 +1,7 @@
 """The command line called in this process, with its exit code and both outputs."""
 
+import sys
+import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,3 +50,16 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(folder)
     monkeypatch.setenv("SINKSCOPE_PROFILES", str(tmp_path / "profiles"))
     return folder
+
+
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading a model in this test is a failure: the mistake must be found before."""
+
+    def load(*_: object, **__: object) -> None:
+        raise AssertionError("the model was loaded")
+
+    module = types.ModuleType("sinkscope.pipeline")
+    module.load = module.resolve = load
+    module.profile_model = load
+    monkeypatch.setitem(sys.modules, "sinkscope.pipeline", module)

@@ -1,27 +1,12 @@
 """Bad input at every command: one clear line, exit code 2, nothing written, and no model loaded for nothing."""
 
 import json
-import sys
-import types
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from sinkscope.profile import Backbone, Profile, Provenance, SinkDimension
-
-
-@pytest.fixture
-def no_model(monkeypatch):
-    """Loading a model in this test is a failure: the mistake must be found before."""
-
-    def load(*_: object, **__: object) -> None:
-        raise AssertionError("the model was loaded")
-
-    module = types.ModuleType("sinkscope.pipeline")
-    module.load = module.resolve = load
-    module.profile_model = load
-    monkeypatch.setitem(sys.modules, "sinkscope.pipeline", module)
 
 
 @pytest.fixture
@@ -92,10 +77,15 @@ def test_profile_refuses_before_loading(sinkscope, here, no_model, arguments, fr
         ),
         (["--batch", "in.jsonl"], ["--out"]),
         (["--out", "out.jsonl"], ["--batch"]),
+        (["--image", "picture.png", "--prompt", "What?", "--resume"], ["--resume", "--batch"]),
+        (["--image", "picture.png", "--prompt", "What?", "--keep-going"], ["--keep-going", "--batch"]),
         (["--batch", "in.jsonl", "--out", "o", "--prompt", "What?"], ["--prompt"]),
         (["--batch", "absent.jsonl", "--out", "out.jsonl"], ["absent.jsonl"]),
         (["--batch", "empty.jsonl", "--out", "out.jsonl"], ["empty.jsonl", "no question"]),
-        (["--batch", "in.jsonl", "--out", "out.jsonl"], ["line 2 of", "in.jsonl", "not JSON"]),
+        (["--batch", "in.jsonl", "--out", "out.jsonl"], ["line 2 of in.jsonl", "not JSON"]),
+        (["--batch", "in.jsonl", "--out", "in.jsonl"], ["in.jsonl exists already", "--resume", "--out"]),
+        (["--batch", "in.jsonl", "--out", "in.jsonl", "--resume"], ["cannot tell what made in.jsonl", "--out"]),
+        (["--batch", "in.jsonl", "--out", "no/out.jsonl"], ["no/out.jsonl", "no folder", "--out"]),
     ],
 )
 def test_apply_refuses_before_loading(sinkscope, here, picture, no_model, arguments, fragments):

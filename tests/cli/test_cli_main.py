@@ -51,7 +51,7 @@ def test_options_are_those_of_the_design(help_of_all):
     texts = help_of_all["texts"]
     options = {
         "profile": "-o --run --texts --images --samples --tokens --resume --no-attention --device --dtype --json",
-        "apply": "--image --prompt --profile --compare --p --rho --attention --batch --out --json",
+        "apply": "--image --prompt --profile --compare --p --rho --attention --batch --out --resume --keep-going",
         "predict": "--json",
         "inspect": "--json",
         "info": "--json",

@@ -1,6 +1,11 @@
 """Commands that load a model: tiny random ones, and the demo models where their package is installed."""
 
+import functools
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -168,20 +173,53 @@ def test_apply_refuses_what_does_not_fit(sinkscope, here, demo_lmm, question):
 
 
 @pytest.mark.real_model
-def test_apply_answers_a_file_of_questions(sinkscope, here, demo_lmm, question):
+def test_apply_answers_a_file_of_questions_in_one_go_or_in_two(sinkscope, here, demo_lmm, question, monkeypatch):
+    from sinkscope import pipeline
+
+    monkeypatch.setattr(pipeline, "load", functools.cache(pipeline.load))
     rows = [
-        {"image": "picture.png", "prompt": "How many objects are there?"},
-        {"image": "picture.png", "question": "Why?"},
+        {"image": "picture.png", "prompt": "How many objects are there?", "label": "one"},
+        {"images": ["picture.png", "picture.png"], "question": "Why?", "id": "two pictures"},
+        *({"image": "picture.png", "prompt": f"What is {number}?"} for number in (3, 4)),
     ]
     (here / "in.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    options = ["--batch", "in.jsonl", "--out", "out.jsonl", "--profile", "hand.json", "--max-new-tokens", 4]
-    outcome = sinkscope("apply", demo_lmm, *options, "--json")
+    options = ["--batch", "in.jsonl", "--profile", "hand.json", "--max-new-tokens", "4", "--compare"]
+    outcome = sinkscope("apply", demo_lmm, *options, "--out", "whole.jsonl", "--json")
     assert outcome.code == 0, outcome.err
-    assert json.loads(outcome.out)["questions"] == 2
-    answers = [json.loads(line) for line in (here / "out.jsonl").read_text().splitlines()]
-    assert [answer["id"] for answer in answers] == [1, 2]
-    assert all(isinstance(answer["answer"], str) and answer["plain"] is None for answer in answers)
+    facts = json.loads(outcome.out)
+    assert (facts["questions"], facts["answered"], facts["skipped"]) == (4, 4, [])
+    whole = (here / "whole.jsonl").read_bytes()
+    answers = [json.loads(line) for line in whole.splitlines()]
+    assert [answer["id"] for answer in answers] == [1, "two pictures", 3, 4]
+    for row, answer in zip(rows, answers, strict=True):
+        assert row.items() <= answer.items()
+        assert isinstance(answer["answer"], str)
+        assert isinstance(answer["plain"], str)
+    assert facts["changed"] == sum(answer["answer"] != answer["plain"] for answer in answers)
     assert not [name for name in listing(here) if "partial" in name]
+
+    # Killed as soon as the first answer is there.
+    arguments = ["apply", demo_lmm, *options, "--out", "killed.jsonl"]
+    process = subprocess.Popen([sys.executable, "-m", "sinkscope", *arguments], stderr=subprocess.PIPE)
+    partial = here / "killed.jsonl.partial"
+    while process.poll() is None and not (partial.exists() and partial.stat().st_size):
+        time.sleep(0.002)
+    process.kill()
+    _, told = process.communicate()
+    assert process.returncode == -signal.SIGKILL, told
+    kept = partial.read_bytes().count(b"\n")
+    assert 1 <= kept < 4
+    sinkscope(*arguments, "--resume", "--p", 0.3).refused("killed.jsonl.partial", "p 0.6, not 0.3")
+    resumed = sinkscope(*arguments, "--resume", "--json")
+    assert resumed.code == 0, resumed.err
+    assert json.loads(resumed.out)["resumed"] == kept
+    assert (here / "killed.jsonl").read_bytes() == whole
+
+
+@pytest.mark.real_model
+def test_apply_refuses_a_prompt_that_is_longer_than_the_context(sinkscope, here, demo_lmm, question):
+    question[question.index("--prompt") + 1] = "why " * 9000
+    sinkscope("apply", demo_lmm, *question, "--profile", "hand.json").refused("the prompt has", "fewer than 8192")
 
 
 @pytest.mark.real_model
