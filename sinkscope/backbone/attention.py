@@ -315,7 +315,7 @@ def attention_weights(call: AttentionCall, heads: slice = slice(None), queries: 
     query = call.query[:, heads] if heads != slice(None) else call.query
     if not isinstance(queries, slice) or queries != slice(None):
         query = query[:, :, queries]
-    logits = _logits(call, query, heads) * call.scaling
+    logits = _logits(call, query, heads)
     softcap = call.kwargs.get("softcap")
     if softcap is not None:
         logits = torch.tanh(logits / softcap) * softcap
@@ -345,12 +345,12 @@ def grouped_matmul(rows: Tensor, shared: Tensor) -> Tensor:
 
 
 def _logits(call: AttentionCall, query: Tensor, heads: slice) -> Tensor:
-    """Unscaled logits in float32; half-precision products would be rounded before the softmax, which no kernel does."""
+    """Scaled logits in float32; half-precision products would be rounded before the softmax, which no kernel does."""
     key = call.key
     if heads != slice(None):
         group = call.query.shape[1] // key.shape[1]
         key = key[:, torch.arange(call.query.shape[1])[heads] // group]
-    return grouped_matmul(query.float(), key.float().mT)
+    return grouped_matmul(query.float() * call.scaling, key.float().mT)
 
 
 def _mask(call: AttentionCall, heads: slice, queries: Tensor | slice) -> Tensor | None:

@@ -143,9 +143,13 @@ def edit_rows(
     output = call.base()
     if output.requires_grad:
         output = output.clone()
-    # Keys without any part keep their weight in every sample, so their values are never read.
+    # Keys without any part keep their weight in every sample. What lies before and after all others is never read;
+    # to pick the others one by one would cost more than it spares.
     touched = (table[:, 1:] != 0).any(1).any(0).nonzero()[:, 0]
-    table, value = table[:, :, touched], call.value.index_select(2, touched)
+    if not len(touched):
+        return output, []
+    span = slice(int(touched[0]), int(touched[-1]) + 1)
+    table, value = table[:, :, span], call.value[:, :, span]
     batch, heads, _, _ = call.query.shape
     at_once = max(1, WEIGHTS_AT_ONCE // (batch * heads * call.key.shape[2]))
     moved = []
@@ -154,14 +158,14 @@ def edit_rows(
         if not checked:
             _check_kernel(call, output, weights[:, :, :1], chunk[:1], queries)
             checked = True
-        changes, chunk_moved = relative_changes(weights[..., touched], table, queries[:, chunk], limits)
+        changes, chunk_moved = relative_changes(weights[..., span], table, queries[:, chunk], limits)
         moved.append(chunk_moved)
-        changes = torch.where(chunk_moved[0][..., None], weights[..., touched] * changes, 0)
+        changes = torch.where(chunk_moved[0][..., None], weights[..., span] * changes, 0)
         change = grouped_matmul(changes.to(value.dtype), value)
         output.index_add_(1, chunk, change.transpose(1, 2).to(output.dtype))
         if call.weights is not None:
-            full = torch.zeros_like(weights).index_copy_(3, touched, changes)
-            call.weights = call.weights.index_add(2, chunk, full.to(call.weights.dtype))
+            call.weights = call.weights.clone()
+            call.weights[..., span].index_add_(2, chunk, changes.to(call.weights.dtype))
     return output, moved
 
 
