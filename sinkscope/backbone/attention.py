@@ -15,6 +15,7 @@ import inspect
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -70,6 +71,11 @@ class AttentionCall:
     weights: Tensor | None = None
     _run: Kernel = field(repr=False, kw_only=True)
     _below: tuple["Handler", ...] = field(default=(), repr=False, kw_only=True)
+
+    @cached_property
+    def exact_key(self) -> Tensor:
+        """The key in float32, made once however many chunks of rows are computed."""
+        return self.key.float()
 
     @property
     def direct(self) -> bool:
@@ -346,11 +352,11 @@ def grouped_matmul(rows: Tensor, shared: Tensor) -> Tensor:
 
 def _logits(call: AttentionCall, query: Tensor, heads: slice) -> Tensor:
     """Scaled logits in float32; half-precision products would be rounded before the softmax, which no kernel does."""
-    key = call.key
+    key = call.exact_key
     if heads != slice(None):
         group = call.query.shape[1] // key.shape[1]
         key = key[:, torch.arange(call.query.shape[1])[heads] // group]
-    return grouped_matmul(query.float() * call.scaling, key.float().mT)
+    return grouped_matmul(query.float() * call.scaling, key.mT)
 
 
 def _mask(call: AttentionCall, heads: slice, queries: Tensor | slice) -> Tensor | None:
