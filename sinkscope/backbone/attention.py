@@ -7,8 +7,8 @@ The kernel stays the model's own: `AttentionCall.base` runs it unchanged, on the
 attention function that is registered without its mask function gets no mask, and silently loses causality). Only the
 config of the text decoder is touched, so vision towers never see the tap; everything is restored on the way out.
 
-Not guaranteed: attention that bypasses transformers' interface, and compiled models, whose graph may hold the kernel by
-its plain name. There the handler is not called, so a caller that depends on it counts its calls.
+Compiled models run uncompiled inside. Not guaranteed: attention that bypasses transformers' interface. There the
+handler is not called, so a caller that depends on it counts its calls.
 """
 
 import inspect
@@ -26,6 +26,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sinkscope.backbone.anatomy import Anatomy, decoder_layers, text_config
+from sinkscope.backbone.compiled import uncompiled
 from sinkscope.errors import UnsupportedModelError
 
 Kernel = Callable[..., tuple[Tensor, Tensor | None]]
@@ -176,7 +177,8 @@ def attention_tap(
             sites.append((module, site))
         for config in configs:
             names.append((config, _enter_name(config)))
-        yield
+        with uncompiled():
+            yield
     finally:
         for config, name in names:
             _leave_name(config, name)
@@ -318,6 +320,11 @@ def attention_weights(call: AttentionCall, heads: slice = slice(None), queries: 
     Tensor [B, h, q, K], float32
         Rows sum to 1, less where a learned sink takes its part. Rows that may attend to nothing (padding) are uniform.
     """
+    with torch.autocast(call.query.device.type, enabled=False):
+        return _attention_weights(call, heads, queries)
+
+
+def _attention_weights(call: AttentionCall, heads: slice, queries: Tensor | slice) -> Tensor:
     query = call.query[:, heads] if heads != slice(None) else call.query
     if not isinstance(queries, slice) or queries != slice(None):
         query = query[:, :, queries]
@@ -377,11 +384,16 @@ def _mask(call: AttentionCall, heads: slice, queries: Tensor | slice) -> Tensor 
         # sdpa counts rows from the first key on, which is what a prompt on an empty static cache needs.
         return (column <= row)[None, None]
     if isinstance(mask, Tensor) or mask is None:
-        row = row + columns - rows
+        # A static cache has an empty end, which only the mask's length tells.
+        row = row + (columns if mask is None else min(columns, mask.shape[1])) - rows
         visible = (column <= row) if causal else torch.ones_like(column <= row)
         window = call.kwargs.get("sliding_window")
         if window is not None and columns > window:
             visible = visible & (column > row - window)
+        positions = call.kwargs.get("position_ids")
+        if mask is None and positions is not None and positions.ndim == 2 and len(call.query) == 1 and rows == columns:
+            sample = (positions[0].diff(prepend=positions[0, :1]) < 0).cumsum(0)
+            visible = visible & (sample[queries][:, None] == sample[None, :])
         if mask is None:
             return visible[None, None]
         padding = nn.functional.pad(mask.bool(), (0, columns - mask.shape[1]))

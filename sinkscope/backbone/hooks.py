@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sinkscope.backbone.anatomy import Anatomy, decoder_layers
+from sinkscope.backbone.compiled import uncompiled
 from sinkscope.errors import InputError, UnsupportedModelError
 
 StateCallback = Callable[[int, Tensor], None]
@@ -37,14 +38,18 @@ def entering_states(model: nn.Module, anatomy: Anatomy, callback: StateCallback)
 
     def before(index: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            see(index, args[0] if args else kwargs.get("hidden_states"))
+            # A copy of the model holds the hooks of the original.
+            if module is layers[index]:
+                see(index, args[0] if args else kwargs.get("hidden_states"))
 
         return hook
 
     def after(module: nn.Module, args: Any, output: Any) -> None:
-        see(len(layers), output[0] if isinstance(output, (tuple, list)) else output)
+        if module is layers[-1]:
+            see(len(layers), output[0] if isinstance(output, (tuple, list)) else output)
 
     with ExitStack() as stack:
+        stack.enter_context(uncompiled())
         for index, layer in enumerate(layers):
             stack.callback(layer.register_forward_pre_hook(before(index), with_kwargs=True).remove)
         stack.callback(layers[-1].register_forward_hook(after).remove)
@@ -88,7 +93,8 @@ def edited_state(model: nn.Module, anatomy: Anatomy, layer: int, edit: StateEdit
 
     handle = layers[layer].register_forward_pre_hook(replace, with_kwargs=True)
     try:
-        yield
+        with uncompiled():
+            yield
     finally:
         handle.remove()
 

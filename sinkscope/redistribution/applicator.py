@@ -6,15 +6,16 @@ attention call of layer l ──> the model's own kernel ──> edit of the que
 """
 
 import math
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Self, get_args
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
-from sinkscope.backbone.anatomy import Anatomy, find_anatomy
+from sinkscope.backbone.anatomy import Anatomy, decoder_layers, find_anatomy
 from sinkscope.backbone.attention import AttentionCall, attention_tap
 from sinkscope.backbone.hooks import entering_states
 from sinkscope.errors import InputError, ProfileError, UnsupportedModelError
@@ -26,6 +27,9 @@ from sinkscope.redistribution.rules import SinkRule, rule_at
 from sinkscope.redistribution.state import Queries
 from sinkscope.redistribution.summary import LayerStatistics, LayerSummary
 from sinkscope.redistribution.tracker import Tracker
+
+_EDITED: WeakSet[nn.Module] = WeakSet()
+"""The decoder layers that some VAR edits now."""
 
 
 def var(
@@ -120,8 +124,8 @@ def var(
 class Var:
     """VAR on one model: a context manager, or `attach` and `detach`.
 
-    After `detach`, also after an exception, the model is exactly as before. Not guaranteed: several threads in one
-    model at a time, and compiled models.
+    After `detach`, also after an exception, the model is exactly as before. Compiled models run uncompiled meanwhile.
+    Not guaranteed: several threads in one model at a time.
 
     Attributes
     ----------
@@ -145,6 +149,7 @@ class Var:
         self._awaited: int | None = None
         self._limits_on: dict[torch.device, Tensor] = {}
         self._stack: ExitStack | None = None
+        self._blocks = decoder_layers(model, anatomy)
 
     def attach(self) -> Self:
         """Start editing. Nothing at all is attached at p = 0."""
@@ -152,11 +157,25 @@ class Var:
             raise InputError("this VAR is attached already; call var() again for another")
         with ExitStack() as stack:
             if self.config.p > 0:
+                stack.enter_context(self._claimed())
                 stack.enter_context(self._tracker.attached())
                 stack.enter_context(entering_states(self._model, self._anatomy, self._see_state))
                 stack.enter_context(attention_tap(self._model, self._anatomy, self._edit, self.layers))
             self._stack = stack.pop_all()
         return self
+
+    @contextmanager
+    def _claimed(self) -> Iterator[None]:
+        """Two corrections of one layer would each be made from the weights that it had without the other."""
+        for layer in self.layers:
+            if self._blocks[layer] in _EDITED:
+                raise InputError(f"another VAR edits layer {layer} already; detach it first, or choose other layers")
+        claimed = [self._blocks[layer] for layer in self.layers]
+        _EDITED.update(claimed)
+        try:
+            yield
+        finally:
+            _EDITED.difference_update(claimed)
 
     def detach(self) -> None:
         """Stop editing and remove every hook. Does nothing where nothing is attached."""
@@ -179,14 +198,19 @@ class Var:
     def _see_state(self, layer: int, hidden_state: Tensor) -> None:
         if self._awaited is not None and layer > self._awaited:
             raise UnsupportedModelError(
-                f"VAR did not see the attention of layer {self._awaited}: it bypasses transformers' attention "
-                "interface, or the model is compiled (pass disable_compile=True to generate)"
+                f"VAR did not see the attention of layer {self._awaited}: it bypasses transformers' attention interface"
             )
         self._awaited = None
         rule = self._rules.get(layer)
         if rule is None:
             return
         self._awaited = layer
+        block = self._blocks[layer]
+        if block.training and getattr(block, "gradient_checkpointing", False) and torch.is_grad_enabled():
+            raise UnsupportedModelError(
+                "gradient checkpointing computes layers again when VAR no longer knows their tokens; call "
+                "gradient_checkpointing_disable() on the model"
+            )
         step, sequence = self._tracker.step, self._tracker.sequence
         if step is None or sequence is None:
             raise InputError("inside var(), call the model itself: its decoder layers alone do not know the prompt")

@@ -67,7 +67,8 @@ def relative_changes(weights: Tensor, table: Tensor, queries: Tensor | None, lim
         r, such that a chosen row becomes a + r a. Finite, but without meaning, in the other rows.
     """
     batch, heads, rows, columns = weights.shape
-    sums = weights.reshape(batch, heads * rows, columns) @ table.mT
+    with torch.autocast(weights.device.type, enabled=False):
+        sums = weights.reshape(batch, heads * rows, columns) @ table.mT
     chosen = (sums[..., :3] >= limits).all(-1).view(batch, heads, rows)
     if queries is not None:
         chosen = chosen & queries[:, None, :]

@@ -176,13 +176,17 @@ class Sequence:
         table = self._table(layer, start + columns, device)
         if table.device != device:
             table = self.tables[layer] = table.to(device)
-        return table[:, :, start : start + columns]
+        keys = table[:, :, start : start + columns]
+        # The backward pass wants it as it is now; later passes write into it.
+        return keys.clone() if torch.is_grad_enabled() else keys
 
     def _table(self, layer: int, size: int, device: torch.device) -> Tensor:
         table = self.tables.get(layer)
         if table is None or table.shape[2] < size:
             capacity = -(-size // CAPACITY_STEP) * CAPACITY_STEP
-            larger = torch.zeros(self.batch, 4, capacity, device=device if table is None else table.device)
+            # Usable outside inference mode as well, if the cache is kept.
+            with torch.inference_mode(False):
+                larger = torch.zeros(self.batch, 4, capacity, device=device if table is None else table.device)
             if table is not None:
                 larger[:, :, : table.shape[2]] = table
             table = self.tables[layer] = larger

@@ -8,7 +8,7 @@ State follows the cache object because that is what decoding strategies reorder,
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import wraps
 from typing import Any
@@ -19,10 +19,12 @@ from torch import Tensor, nn
 
 from sinkscope.backbone.anatomy import Anatomy
 from sinkscope.backbone.visual import visual_mask
-from sinkscope.errors import InputError
+from sinkscope.errors import InputError, UnsupportedModelError
 from sinkscope.redistribution.state import NEVER, Queries, Sequence, Step
 
 _ELSEWHERE = "run the whole prompt inside var(), so that its sink tokens are known"
+_OF_TEXT = ("inputs_embeds", "attention_mask", "past_key_values", "position_ids", "labels")
+_PAGED = ("cache", "block_table", "cu_seq_lens_q", "read_index")
 _FOLLOWED = ("reorder_cache", "batch_select_indices", "batch_repeat_interleave")
 
 
@@ -80,14 +82,17 @@ class Tracker:
         if args:
             kwargs = dict(zip(self._names[module], args, strict=False)) | kwargs
         self._owner = module
+        if any(kwargs.get(name) is not None for name in _PAGED):
+            raise UnsupportedModelError("VAR cannot tell requests apart in continuous batching; use generate")
         self._open(
             kwargs.get("input_ids"),
             kwargs.get("inputs_embeds"),
             kwargs.get("attention_mask"),
             kwargs.get("past_key_values"),
+            pictures=any(_may_be_pictures(name, value) for name, value in kwargs.items()),
         )
 
-    def _open(self, ids: Tensor | None, embeddings: Tensor | None, mask: Any, cache: Any) -> None:
+    def _open(self, ids: Tensor | None, embeddings: Tensor | None, mask: Any, cache: Any, *, pictures: bool) -> None:
         if cache is not None and not hasattr(cache, "get_seq_length"):
             raise InputError(f"VAR cannot follow a {type(cache).__name__} cache; pass a transformers Cache")
         offset = 0 if cache is None else int(cache.get_seq_length())
@@ -100,13 +105,16 @@ class Tracker:
             self.sequence = Sequence.empty(batch, given.device)
         else:
             self.sequence = self._known(cache, offset, batch)
-            if count == 1:
+            if count == 1 and not pictures:
                 self.step = self.sequence.one_token(edited=self._queries != "generated" or offset >= self._start(1))
                 return
         valid = torch.ones(batch, count, dtype=torch.bool, device=given.device)
         if isinstance(mask, Tensor) and mask.ndim == 2:
             valid = mask[:, : offset + count][:, -count:].to(given.device, torch.bool)
-        visual = visual_mask(self._anatomy, ids) if ids is not None else torch.zeros_like(valid)
+        visual = torch.zeros_like(valid)
+        # Without pictures, an id of theirs on a filled cache was generated, and stands for none.
+        if ids is not None and (pictures or offset == 0):
+            visual = visual_mask(self._anatomy, ids)
         start = self._start(count) if self._queries == "generated" else 0
         self.step = self.sequence.several_tokens(visual, valid, visual_too=self._queries == "all", start=start)
 
@@ -162,7 +170,8 @@ class Tracker:
             self.sequence.length = self.step.offset + self.step.count
             cache = self._cache
             if cache is None:
-                cache = getattr(output, "past_key_values", None)
+                parts = output if isinstance(output, tuple) else [getattr(output, "past_key_values", None)]
+                cache = next((part for part in parts if hasattr(part, "get_seq_length")), None)
             if hasattr(cache, "get_seq_length") and self._sequences.get(cache) is not self.sequence:
                 self._sequences[cache] = self.sequence
                 for name in _FOLLOWED:
@@ -172,6 +181,17 @@ class Tracker:
 
     def _close(self) -> None:
         self._owner = self._cache = self.step = self.sequence = None
+
+
+def _may_be_pictures(name: str, value: Any) -> bool:
+    """Whether an argument of a forward pass holds what visual tokens are made of: pixels, patches or their features."""
+    if name in _OF_TEXT or value is None:
+        return False
+    if isinstance(value, Tensor):
+        return value.ndim >= 2 and (value.is_floating_point() or value.dtype == torch.uint8)
+    if isinstance(value, Mapping):
+        return any(_may_be_pictures("", part) for part in value.values())
+    return isinstance(value, (list, tuple)) and any(_may_be_pictures("", part) for part in value)
 
 
 class _Followed:
