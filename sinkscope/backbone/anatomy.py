@@ -17,6 +17,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from sinkscope.backbone.attention_kinds import AttentionKind, holds_softmax_attention, kind_of
 from sinkscope.errors import UnsupportedModelError
 
 _PLACEHOLDER = re.compile(r"^(image|video)_token_(id|index)$")
@@ -47,6 +48,8 @@ class Anatomy:
         Token ids whose positions carry one visual embedding each.
     var_refusal : str or None
         Why VAR cannot apply; None where it can.
+    attention_kinds : tuple of AttentionKind
+        What each decoder layer's attention sees.
     """
 
     model_type: str
@@ -61,6 +64,7 @@ class Anatomy:
     multimodal: bool
     placeholder_ids: tuple[int, ...]
     var_refusal: str | None
+    attention_kinds: tuple[AttentionKind, ...] = ()
 
     def fingerprint(self) -> dict[str, Any]:
         """The fields that name a backbone, as a profile carries them."""
@@ -124,7 +128,7 @@ def find_anatomy(model: nn.Module) -> Anatomy:
     # Multimodal decoders may attend both ways inside a picture, so their modules need not call themselves causal.
     if causal and not any(causal) and not multimodal:
         raise UnsupportedModelError(f"{kind} is an encoder (its attention is not causal); sinkscope works on decoders")
-    attention_layers = tuple(_has_softmax_attention(layer, config, index) for index, layer in enumerate(layers))
+    attention_layers = tuple(holds_softmax_attention(layer, config, index) for index, layer in enumerate(layers))
     interface = bool(getattr(holder, "_supports_attention_backend", False))
     refusal = None
     if not multimodal:
@@ -152,6 +156,7 @@ def find_anatomy(model: nn.Module) -> Anatomy:
         multimodal=multimodal,
         placeholder_ids=placeholders,
         var_refusal=refusal,
+        attention_kinds=tuple(kind_of(layer, config, index) for index, layer in enumerate(layers)),
     )
 
 
@@ -180,13 +185,6 @@ def _layers_path(holder: nn.Module, depth: int, kind: str) -> str:
         )
     # Parallel lists occur (norms beside layers); the decoder layers hold most of the parameters.
     return max(outer, key=lambda entry: sum(parameter.numel() for parameter in entry[1].parameters()))[0]
-
-
-def _has_softmax_attention(layer: nn.Module, config: PreTrainedConfig, index: int) -> bool:
-    kinds = getattr(config, "layer_types", None)
-    if isinstance(kinds, (list, tuple)) and index < len(kinds):
-        return "attention" in str(kinds[index]) and "linear" not in str(kinds[index])
-    return any(hasattr(module, "is_causal") or "Attention" in type(module).__name__ for module in layer.modules())
 
 
 def _has_cross_attention(layers: Any) -> bool:

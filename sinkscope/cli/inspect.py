@@ -1,5 +1,6 @@
 """``sinkscope inspect``: what a model is made of, from its config alone."""
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +69,7 @@ def describe(model: str, anatomy: "Anatomy") -> dict[str, Any]:
         **anatomy.to_dict(),
         "attention_layers": list(anatomy.attention_layers),
         "placeholder_ids": list(anatomy.placeholder_ids),
+        "attention_kinds": [vars(kind) | {"features": list(kind.features)} for kind in anatomy.attention_kinds],
         "can": {
             "profile": True,
             "measure_attention": attention is None,
@@ -90,6 +92,18 @@ def _prediction(model: str, revision: str | None, trust_remote_code: bool) -> di
             return {"unavailable": str(error)}
 
 
+def _kinds(kinds: list[dict[str, Any]]) -> str:
+    """How far the layers see, and what else their attention does."""
+    spans = Counter((kind["span"], kind["window"]) for kind in kinds if kind["span"] != "none")
+    said = [
+        f"{span}{f' ({window})' if window else ''} in {'all' if len(spans) == 1 else count}"
+        for (span, window), count in spans.items()
+        if span != "full" or len(spans) > 1
+    ]
+    said += list(dict.fromkeys(feature for kind in kinds for feature in kind["features"]))
+    return "".join(f"; {part}" for part in said)
+
+
 def _lines(facts: dict[str, Any]) -> list[str]:
     layers, can, said = facts["attention_layers"], facts["can"], facts.get("by_weights")
     visual = "none: a text model"
@@ -104,7 +118,8 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         f"heads          {facts['num_heads']}, {facts['num_kv_heads']} for keys and values",
         f"vocabulary     {facts['vocab_size']}",
         f"attention      softmax in {sum(layers)} of {len(layers)} layers"
-        + (f" (not in {', '.join(missing)})" if 0 < len(missing) <= 12 else ""),
+        + (f" (not in {', '.join(missing)})" if 0 < len(missing) <= 12 else "")
+        + _kinds(facts["attention_kinds"]),
         f"visual tokens  {visual}",
         "profile        yes"
         + ("" if can["measure_attention"] else f", with --no-attention: {facts['can']['measure_attention_refusal']}"),

@@ -1,0 +1,112 @@
+"""What kind of attention each decoder layer holds, by its structure: how far it sees, and what changes its weights."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+from transformers import PreTrainedConfig
+
+Span = Literal["full", "sliding", "chunked", "none"]
+_WINDOWS = {"sliding": "sliding_window", "chunked": "attention_chunk_size"}
+
+
+@dataclass(frozen=True)
+class AttentionKind:
+    """The attention of one layer.
+
+    Attributes
+    ----------
+    span : "full", "sliding", "chunked" or "none"
+        Which earlier tokens a query may see. "none": the layer holds no softmax attention (linear, recurrent, or none).
+    window : int or None
+        Tokens of a sliding window or a chunk, as the config states it.
+    features : tuple of str
+        Of "grouped" (several query heads share keys and values), "latent" (keys and values from a low-rank state, MLA),
+        "learned sinks" (a logit per head that takes a part of the row), "gated" (the output is gated), "softcap".
+    """
+
+    span: Span
+    window: int | None = None
+    features: tuple[str, ...] = ()
+
+
+def holds_softmax_attention(layer: nn.Module, config: PreTrainedConfig, index: int) -> bool:
+    """Whether a decoder layer holds softmax attention, perhaps beside a recurrence."""
+    stated = _stated(config, index)
+    if any(word in stated for word in ("linear", "mamba", "conv", "recurrent")):
+        return False
+    return "attention" in stated or bool(_attention_modules(layer))
+
+
+def kind_of(layer: nn.Module, config: PreTrainedConfig, index: int) -> AttentionKind:
+    """The attention of decoder layer `index`."""
+    if not holds_softmax_attention(layer, config, index):
+        return AttentionKind("none")
+    modules = _attention_modules(layer)
+    span = _span(modules, config, _stated(config, index))
+    window = None
+    if span in _WINDOWS:
+        held = (getattr(place, _WINDOWS[span], None) for place in (*modules, config))
+        window = next((value for value in held if _is_count(value)), None)
+    return AttentionKind(span, window, tuple(name for name, there in _features(modules, config).items() if there))
+
+
+def _stated(config: PreTrainedConfig, index: int) -> str:
+    """The config's own word for the layer, such as "sliding_attention"; empty where it has none."""
+    kinds = getattr(config, "layer_types", None)
+    return str(kinds[index]) if isinstance(kinds, (list, tuple)) and index < len(kinds) else ""
+
+
+def _attention_modules(layer: nn.Module) -> list[nn.Module]:
+    found = [module for module in layer.modules() if hasattr(module, "is_causal")]
+    # Older modeling files say it by the class's name alone; the layer itself may be named after what it holds.
+    named = [module for module in layer.modules() if "Attention" in type(module).__name__]
+    return found or [module for module in named if module is not layer]
+
+
+def _span(modules: list[nn.Module], config: PreTrainedConfig, stated: str) -> Span:
+    if "sliding" in stated or "local" in stated:
+        return "sliding"
+    if "chunked" in stated:
+        return "chunked"
+    if stated:
+        return "full"
+    if any(_is_count(getattr(module, "sliding_window", None)) for module in modules):
+        return "sliding"
+    every = _is_count(getattr(config, "sliding_window", None)) and getattr(config, "use_sliding_window", True)
+    return "sliding" if every and not any(hasattr(module, "sliding_window") for module in modules) else "full"
+
+
+def _features(modules: list[nn.Module], config: PreTrainedConfig) -> dict[str, bool]:
+    heads, shared = (_count(config, name) for name in ("num_attention_heads", "num_key_value_heads"))
+    latent = any(_is_count(getattr(module, "kv_lora_rank", None)) for module in modules)
+    vectors = [
+        parameter for module in modules for parameter in module.parameters(recurse=False) if parameter.numel() == heads
+    ]
+    capped: list[Any] = [getattr(place, "attn_logit_softcapping", None) for place in (*modules, config)]
+    return {
+        "grouped": not latent and 0 < shared < heads,
+        "latent": latent,
+        "learned sinks": bool(vectors),
+        "gated": any(_is_gated(module) for module in modules),
+        "softcap": any(value for value in capped),
+    }
+
+
+def _is_gated(module: nn.Module) -> bool:
+    """Whether attention gates what it gives: by a projection of its own, or by the second half of the queries'."""
+    if any("gate" in name for name, _ in module.named_children()):
+        return True
+    first, last = getattr(module, "q_proj", None), getattr(module, "o_proj", None)
+    if not isinstance(first, nn.Linear) or not isinstance(last, nn.Linear):
+        return False
+    return first.out_features == 2 * last.in_features
+
+
+def _count(config: PreTrainedConfig, name: str) -> int:
+    value = getattr(config, name, None)
+    return value if isinstance(value, int) else 0
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
