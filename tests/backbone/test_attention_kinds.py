@@ -44,7 +44,7 @@ def sliding(window: int, *features: str) -> AttentionKind:
         (
             "llama4_text",
             {"num_local_experts": 1},
-            [CHUNKED, CHUNKED, full("grouped")],
+            [CHUNKED, CHUNKED, CHUNKED, full("grouped")],
         ),
         ("qwen3_next", {"num_experts": 2}, [NONE, NONE, NONE, full("grouped", "gated")]),
         ("falcon_h1", {}, [full("grouped")] * 2),
