@@ -10,18 +10,19 @@ Works on the meta device, so that looking at a model costs nothing. Not guarante
 residual stream of the hidden size on. Capture checks it on the first batch.
 """
 
-import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from sinkscope.backbone.attention_kinds import AttentionKind, holds_softmax_attention, kind_of
+from sinkscope.backbone.attention_kinds import AttentionKind, holds_softmax_attention, interface_caller, kind_of
+from sinkscope.backbone.config_values import count_of
+from sinkscope.backbone.vision import has_cross_attention, has_resampler, placeholder_ids, sees_pictures
 from sinkscope.errors import UnsupportedModelError
 
-_PLACEHOLDER = re.compile(r"^(image|video)_token_(id|index)$")
-_RESAMPLER = re.compile(r"(^|_)(qformer|resampler|perceiver)(_|$)")
+_DEPTHS = ("decoder_layers", "num_decoder_layers", "num_hidden_layers", "num_layers")
+"""What configs call the number of decoder layers; one that has an encoder too calls that the first two."""
 
 
 @dataclass(frozen=True)
@@ -112,31 +113,31 @@ def find_anatomy(model: nn.Module) -> Anatomy:
     kind = str(getattr(config, "model_type", type(model).__name__))
     if getattr(model.config, "is_encoder_decoder", False):
         raise UnsupportedModelError(f"{kind} is an encoder-decoder model; sinkscope works on decoder-only models")
-    depth, width = getattr(config, "num_hidden_layers", None), getattr(config, "hidden_size", None)
-    if not isinstance(depth, int) or not isinstance(width, int):
+    depths = [depth for name in _DEPTHS if (depth := count_of(config, name)) is not None]
+    width = count_of(config, "hidden_size")
+    if not depths or width is None:
         raise UnsupportedModelError(
             f"the config of {kind} states no single hidden size and number of layers; sinkscope needs both"
         )
     holder_path, holder = _text_decoder(model, config)
-    path = _layers_path(holder, depth, kind)
+    path = _layers_path(holder, depths, kind)
     layers_path = f"{holder_path}.{path}" if holder_path else path
     layers: Any = model.get_submodule(layers_path)
     whole: Any = model.config
-    placeholders = _placeholder_ids(whole)
-    multimodal = whole is not config and (bool(placeholders) or hasattr(whole, "vision_config"))
+    placeholders, multimodal = placeholder_ids(whole), sees_pictures(whole)
     causal = [module.is_causal for layer in layers for module in layer.modules() if hasattr(module, "is_causal")]
     # Multimodal decoders may attend both ways inside a picture, so their modules need not call themselves causal.
     if causal and not any(causal) and not multimodal:
         raise UnsupportedModelError(f"{kind} is an encoder (its attention is not causal); sinkscope works on decoders")
     attention_layers = tuple(holds_softmax_attention(layer, config, index) for index, layer in enumerate(layers))
-    interface = bool(getattr(holder, "_supports_attention_backend", False))
+    interface = any(interface_caller(type(module)) for layer in layers for module in layer.modules())
     refusal = None
     if not multimodal:
         refusal = f"{kind} has no visual tokens: VAR moves attention to an image, and this model sees none"
-    elif _has_cross_attention(layers):
+    elif has_cross_attention(holder):
         refusal = f"{kind} reads images through cross-attention layers: no visual tokens in the decoder to recycle to"
-    elif any(_RESAMPLER.search(name) for name, _ in model.named_modules() for name in name.split(".")):
-        refusal = f"{kind} compresses images with a resampler: its visual tokens are not patches of the image"
+    elif has_resampler(model, holder_path or layers_path):
+        refusal = f"{kind} compresses images with a resampler (learned queries): its visual tokens are not patches"
     elif not placeholders:
         refusal = f"the config of {kind} names no image token, so visual positions are unknown"
     elif not any(attention_layers):
@@ -147,10 +148,10 @@ def find_anatomy(model: nn.Module) -> Anatomy:
         model_type=kind,
         layers_path=layers_path,
         hidden_size=width,
-        num_layers=depth,
-        num_heads=_count(config, "num_attention_heads"),
-        num_kv_heads=_count(config, "num_key_value_heads") or _count(config, "num_attention_heads"),
-        vocab_size=_count(config, "vocab_size"),
+        num_layers=len(layers),
+        num_heads=count_of(config, "num_attention_heads"),
+        num_kv_heads=count_of(config, "num_key_value_heads") or count_of(config, "num_attention_heads"),
+        vocab_size=count_of(config, "vocab_size"),
         attention_layers=attention_layers,
         attention_interface=interface,
         multimodal=multimodal,
@@ -170,33 +171,16 @@ def _text_decoder(model: nn.Module, config: PreTrainedConfig) -> tuple[str, nn.M
     return holders[-1] if holders else ("", model)
 
 
-def _layers_path(holder: nn.Module, depth: int, kind: str) -> str:
-    lists = [
-        (path, module)
-        for path, module in holder.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == depth
-    ]
+def _layers_path(holder: nn.Module, depths: list[int], kind: str) -> str:
+    stacks = [(path, module) for path, module in holder.named_modules() if isinstance(module, nn.ModuleList)]
+    lists = next((found for depth in depths if (found := [entry for entry in stacks if len(entry[1]) == depth])), [])
     # A list inside another candidate's entries (experts, say) belongs to a layer; it is not the list of layers.
     paths = {path for path, _ in lists}
     outer = [(path, module) for path, module in lists if not any(path.startswith(f"{other}.") for other in paths)]
     if not outer:
         raise UnsupportedModelError(
-            f"no list of {depth} decoder layers found in {type(holder).__name__} ({kind}); its structure is not a stack"
+            f"no list of {depths[0]} decoder layers found in {type(holder).__name__} ({kind}); it is no plain stack of "
+            "layers, each run once"
         )
     # Parallel lists occur (norms beside layers); the decoder layers hold most of the parameters.
     return max(outer, key=lambda entry: sum(parameter.numel() for parameter in entry[1].parameters()))[0]
-
-
-def _has_cross_attention(layers: Any) -> bool:
-    names = {name.rsplit(".", 1)[-1] for layer in layers for name, _ in layer.named_modules()}
-    return any("cross_att" in name or "crossattention" in name for name in names)
-
-
-def _placeholder_ids(config: PreTrainedConfig) -> tuple[int, ...]:
-    found = {value for name, value in vars(config).items() if _PLACEHOLDER.match(name) and isinstance(value, int)}
-    return tuple(sorted(found))
-
-
-def _count(config: PreTrainedConfig, name: str) -> int | None:
-    value = getattr(config, name, None)
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None

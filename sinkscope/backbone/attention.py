@@ -11,7 +11,6 @@ Compiled models run uncompiled inside. Not guaranteed: attention that bypasses t
 handler is not called, so a caller that depends on it counts its calls.
 """
 
-import inspect
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -26,6 +25,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sinkscope.backbone.anatomy import Anatomy, decoder_layers, text_config
+from sinkscope.backbone.attention_kinds import interface_caller
 from sinkscope.backbone.compiled import uncompiled
 from sinkscope.errors import UnsupportedModelError
 
@@ -195,7 +195,7 @@ def _attention_modules(model: nn.Module, anatomy: Anatomy, layers: Collection[in
         if layers is not None and index not in layers:
             continue
         for module in layer.modules():
-            if _caller(type(module)) is None or not hasattr(module, "config"):
+            if interface_caller(type(module)) is None or not hasattr(module, "config"):
                 continue
             if module in found:
                 raise UnsupportedModelError(
@@ -211,19 +211,9 @@ def _attention_modules(model: nn.Module, anatomy: Anatomy, layers: Collection[in
     return found
 
 
-def _caller(kind: type) -> Any:
-    """The method of a module class that calls the attention interface, or None."""
-    for owner in kind.__mro__:
-        for method in vars(owner).values():
-            function = inspect.unwrap(method) if callable(method) else None
-            if "ALL_ATTENTION_FUNCTIONS" in getattr(getattr(function, "__code__", None), "co_names", ()):
-                return function
-    return None
-
-
 def _kernel(module: nn.Module, base: str) -> Kernel:
     """The function that `module` calls under the plain kernel name `base`."""
-    caller = _caller(type(module))
+    caller = interface_caller(type(module))
     names = getattr(caller, "__globals__", {})
     interface = names.get("ALL_ATTENTION_FUNCTIONS", ALL_ATTENTION_FUNCTIONS)
     if base in interface:

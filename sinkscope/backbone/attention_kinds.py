@@ -1,10 +1,13 @@
 """What kind of attention each decoder layer holds, by its structure: how far it sees, and what changes its weights."""
 
+import inspect
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import nn
 from transformers import PreTrainedConfig
+
+from sinkscope.backbone.config_values import count_of, value_of
 
 Span = Literal["full", "sliding", "chunked", "none"]
 _WINDOWS = {"sliding": "sliding_window", "chunked": "attention_chunk_size"}
@@ -30,6 +33,16 @@ class AttentionKind:
     features: tuple[str, ...] = ()
 
 
+def interface_caller(kind: type) -> Any:
+    """The method of a module class that calls transformers' attention interface, or None."""
+    for owner in kind.__mro__:
+        for method in vars(owner).values():
+            function = inspect.unwrap(method) if callable(method) else None
+            if "ALL_ATTENTION_FUNCTIONS" in getattr(getattr(function, "__code__", None), "co_names", ()):
+                return function
+    return None
+
+
 def holds_softmax_attention(layer: nn.Module, config: PreTrainedConfig, index: int) -> bool:
     """Whether a decoder layer holds softmax attention, perhaps beside a recurrence."""
     stated = _stated(config, index)
@@ -46,14 +59,14 @@ def kind_of(layer: nn.Module, config: PreTrainedConfig, index: int) -> Attention
     span = _span(modules, config, _stated(config, index))
     window = None
     if span in _WINDOWS:
-        held = (getattr(place, _WINDOWS[span], None) for place in (*modules, config))
+        held = (value_of(place, _WINDOWS[span]) for place in (*modules, config))
         window = next((value for value in held if _is_count(value)), None)
     return AttentionKind(span, window, tuple(name for name, there in _features(modules, config).items() if there))
 
 
 def _stated(config: PreTrainedConfig, index: int) -> str:
     """The config's own word for the layer, such as "sliding_attention"; empty where it has none."""
-    kinds = getattr(config, "layer_types", None)
+    kinds = value_of(config, "layer_types")
     return str(kinds[index]) if isinstance(kinds, (list, tuple)) and index < len(kinds) else ""
 
 
@@ -73,17 +86,17 @@ def _span(modules: list[nn.Module], config: PreTrainedConfig, stated: str) -> Sp
         return "full"
     if any(_is_count(getattr(module, "sliding_window", None)) for module in modules):
         return "sliding"
-    every = _is_count(getattr(config, "sliding_window", None)) and getattr(config, "use_sliding_window", True)
+    every = count_of(config, "sliding_window") and value_of(config, "use_sliding_window") is not False
     return "sliding" if every and not any(hasattr(module, "sliding_window") for module in modules) else "full"
 
 
 def _features(modules: list[nn.Module], config: PreTrainedConfig) -> dict[str, bool]:
-    heads, shared = (_count(config, name) for name in ("num_attention_heads", "num_key_value_heads"))
+    heads, shared = (count_of(config, name) or 0 for name in ("num_attention_heads", "num_key_value_heads"))
     latent = any(_is_count(getattr(module, "kv_lora_rank", None)) for module in modules)
     vectors = [
         parameter for module in modules for parameter in module.parameters(recurse=False) if parameter.numel() == heads
     ]
-    capped: list[Any] = [getattr(place, "attn_logit_softcapping", None) for place in (*modules, config)]
+    capped: list[Any] = [value_of(place, "attn_logit_softcapping") for place in (*modules, config)]
     return {
         "grouped": not latent and 0 < shared < heads,
         "latent": latent,
@@ -101,11 +114,6 @@ def _is_gated(module: nn.Module) -> bool:
     if not isinstance(first, nn.Linear) or not isinstance(last, nn.Linear):
         return False
     return first.out_features == 2 * last.in_features
-
-
-def _count(config: PreTrainedConfig, name: str) -> int:
-    value = getattr(config, name, None)
-    return value if isinstance(value, int) else 0
 
 
 def _is_count(value: Any) -> bool:

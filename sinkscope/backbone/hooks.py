@@ -103,8 +103,15 @@ def _checked(anatomy: Anatomy, index: int, state: Any) -> Tensor:
     """The state, if it is one of the hidden size."""
     if not isinstance(state, Tensor) or state.ndim != 3 or state.shape[-1] != anatomy.hidden_size:
         shape = list(state.shape) if isinstance(state, Tensor) else type(state).__name__
+        last = shape[-1] if isinstance(shape, list) and shape else 0
+        several = isinstance(shape, list) and last and (len(shape) == 4 or last > anatomy.hidden_size)
+        reason = (
+            "it keeps several residual streams"
+            if several and last % anatomy.hidden_size == 0
+            else ("the hidden size is not constant over depth")
+        )
         raise UnsupportedModelError(
             f"decoder layer {index} of {anatomy.model_type} passes on {shape}, not [batch, tokens, "
-            f"{anatomy.hidden_size}]: the hidden size is not constant over depth"
+            f"{anatomy.hidden_size}]: {reason}"
         )
     return state
