@@ -101,6 +101,15 @@ def decoder_layers(model: nn.Module, anatomy: Anatomy) -> nn.ModuleList:
     return layers
 
 
+def decoder_holders(model: nn.Module, anatomy: Anatomy) -> list[nn.Module]:
+    """The model, then the pretrained models inside that hold the decoder layers, from the outside in."""
+    return [model] + [
+        module
+        for path, module in model.named_modules()
+        if path and isinstance(module, PreTrainedModel) and anatomy.layers_path.startswith(f"{path}.")
+    ]
+
+
 def find_anatomy(model: nn.Module) -> Anatomy:
     """Find the parts of `model`.
 

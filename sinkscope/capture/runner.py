@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from sinkscope.backbone.anatomy import decoder_holders
 from sinkscope.backbone.attention import attention_tap
 from sinkscope.backbone.hooks import entering_states
 from sinkscope.backbone.loading import LoadedModel
@@ -136,7 +137,7 @@ def _measure_batch(
             stack.enter_context(attention_tap(loaded.model, loaded.anatomy, meter))
         stack.enter_context(entering_states(loaded.model, loaded.anatomy, collector))
         try:
-            forward(loaded.model, inputs)
+            forward(entry_of(loaded, inputs), inputs)
         except torch.OutOfMemoryError as error:
             raise SinkscopeError(
                 f"out of memory in a batch of {valid.size} tokens; load the model with --dtype bfloat16, use another "
@@ -186,6 +187,19 @@ def forward(model: nn.Module, inputs: dict[str, Any]) -> None:
     model(**inputs | moved, **options)
 
 
+def entry_of(loaded: LoadedModel, inputs: dict[str, Any]) -> nn.Module:
+    """The outermost module around the decoder layers that runs on `inputs` alone.
+
+    That is the model itself, but for those that demand pictures also where the text has none.
+    """
+    for module in decoder_holders(loaded.model, loaded.anatomy):
+        parameters = inspect.signature(module.forward).parameters.values()
+        asked = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+        if "input_ids" in inputs and all(name in inputs for name in asked):
+            return module
+    return loaded.model
+
+
 def input_device(model: nn.Module) -> torch.device:
     """Where token ids go: the device of the input embeddings."""
     embeddings = getattr(model, "get_input_embeddings", lambda: None)()
@@ -216,7 +230,7 @@ def attention_access(loaded: LoadedModel, samples: Sequence[Sample]) -> str:
     meter.begin(valid)
     try:
         with attention_tap(loaded.model, anatomy, meter):
-            forward(loaded.model, inputs)
+            forward(entry_of(loaded, inputs), inputs)
     except UnsupportedModelError as error:
         return ATTENTION_UNAVAILABLE + str(error)
     if not meter.layers_seen:

@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from sinkscope.backbone.anatomy import Anatomy, decoder_layers
+from sinkscope.backbone.anatomy import Anatomy, decoder_holders, decoder_layers
 from sinkscope.errors import UnsupportedModelError
 from sinkscope.weights.dataflow import Dataflow, Node
 
@@ -40,7 +39,7 @@ def follow_stream(model: nn.Module, anatomy: Anatomy) -> list[Node]:
     """
     failure: Exception | None = None
     ids = torch.ones(1, TRACED_TOKENS, dtype=torch.int64, device="meta")
-    for holder in _holders(model, anatomy):
+    for holder in decoder_holders(model, anatomy):
         flow = Dataflow(model)
         states: dict[int, Node] = {}
         try:
@@ -62,15 +61,6 @@ def follow_stream(model: nn.Module, anatomy: Anatomy) -> list[Node]:
         f"the residual stream of {anatomy.model_type} cannot be followed without values ({reason}); profile the model "
         "instead"
     ) from failure
-
-
-def _holders(model: nn.Module, anatomy: Anatomy) -> list[nn.Module]:
-    """The model, then the pretrained models inside that hold the decoder layers."""
-    return [model] + [
-        module
-        for path, module in model.named_modules()
-        if path and isinstance(module, PreTrainedModel) and anatomy.layers_path.startswith(f"{path}.")
-    ]
 
 
 @contextmanager
