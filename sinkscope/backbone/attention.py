@@ -310,6 +310,8 @@ def attention_weights(call: AttentionCall, heads: slice = slice(None), queries: 
     Tensor [B, h, q, K], float32
         Rows sum to 1, less where a learned sink takes its part. Rows that may attend to nothing (padding) are uniform.
     """
+    if not torch.is_autocast_enabled(call.query.device.type):
+        return _attention_weights(call, heads, queries)
     with torch.autocast(call.query.device.type, enabled=False):
         return _attention_weights(call, heads, queries)
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -37,9 +38,12 @@ class SinkRule:
             if len(parts) == 1:
                 return values[..., 0].abs().float() >= self.magnitude
             return torch.linalg.vector_norm(values, dim=-1, dtype=torch.float32) >= self.magnitude
+        tau = cast(float, self.tau)
         norm = torch.linalg.vector_norm(hidden_state, dim=-1, dtype=torch.float32)
-        phi = values.abs().amax(-1).float() * math.sqrt(hidden_state.shape[-1])
-        return phi / norm.clamp_min(torch.finfo(torch.float32).tiny) >= self.tau
+        largest = values[..., 0].abs() if len(parts) == 1 else values.abs().amax(-1)
+        # phi >= tau without the division; at x = 0 nothing is above it.
+        least = norm.clamp_min(torch.finfo(torch.float32).tiny) * (tau / math.sqrt(hidden_state.shape[-1]))
+        return largest.float() >= least
 
 
 def rule_at(profile: Profile, layer: int, *, score: ScoreName = "auto", tau: float | None = None) -> SinkRule | None:
