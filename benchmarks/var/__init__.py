@@ -1,0 +1,1 @@
+"""What VAR costs beside the plain model, and beside eager forms of its definition."""

@@ -1,0 +1,213 @@
+"""What VAR costs, side by side in one run: the plain model, sinkscope, and two eager forms of the definition.
+
+    python -m benchmarks.var [--repeats N] [--device cuda --shape 7b] [--no-curve]
+
+A model of LLaVA-1.5's shape with random weights (hidden 1024, 16 heads, 8 layers; the 7B's own on a GPU), and the
+attention of one layer alone. Passes of all forms take turns, so that a machine that slows down slows all. Every figure
+is the median of the ratios to the plain pass beside it; the fastest pass over the fastest plain one stands beside. On
+the CPU times are those of the process on one thread, which other work disturbs least. Writes `results/var.json`.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+import sinkscope
+from benchmarks.var.attention import attention
+from benchmarks.var.eager import eager_var
+from benchmarks.var.models import SEVEN_B, SMALL, Shape, build, inputs, profile
+
+RESULTS = Path(__file__).parents[1] / "results" / "var.json"
+SHAPES = {"1024": Shape(), "small": SMALL, "7b": SEVEN_B}
+FORMS = ("plain", "sinkscope", "eager", "by head", "by row")
+DECODED = 32
+
+
+def context(form: Any, model: Any, shape: Shape) -> AbstractContextManager[Any]:
+    """The model as it runs in one of the forms."""
+    if form == "plain":
+        return nullcontext()
+    if form == "sinkscope":
+        return sinkscope.var(model, profile(shape))
+    return eager_var(model, form)
+
+
+def seconds(model: Any, work: Callable[[], Any]) -> float:
+    """Of the process on a CPU, of the clock on a device."""
+    if model.device.type == "cpu":
+        began = time.process_time()
+        work()
+        return time.process_time() - began
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    work()
+    torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def prefill(model: Any, given: dict[str, Any], cache: Any = None) -> Any:
+    """One pass over the prompt."""
+    return model(**given, use_cache=True, past_key_values=cache, logits_to_keep=1)
+
+
+def decode(model: Any, given: dict[str, Any], measured: Callable[[Callable[[], Any]], float]) -> float:
+    """Seconds of `DECODED` cached steps after a prompt that is not counted."""
+    cache = DynamicCache(config=model.config.get_text_config())
+    token = prefill(model, given, cache).logits[:, -1:].argmax(-1)
+
+    def steps() -> None:
+        last, mask = token, given["attention_mask"]
+        for _ in range(DECODED):
+            mask = torch.cat([mask, torch.ones_like(last)], dim=1)
+            last = model(input_ids=last, attention_mask=mask, past_key_values=cache).logits[:, -1:].argmax(-1)
+
+    return measured(steps)
+
+
+def side_by_side(
+    model: Any, shape: Shape, forms: tuple[str, ...], repeats: int, once: Callable[[], float]
+) -> dict[str, Any]:
+    """Seconds of the plain pass, and each form's ratio to it."""
+    times: dict[str, list[float]] = {form: [] for form in forms}
+    for turn in range(repeats + 1):
+        for form in forms:
+            with context(form, model, shape):
+                found = once()
+            if turn:  # The first turn warms up.
+                times[form].append(found)
+    result: dict[str, Any] = {"plain_seconds": statistics.median(times["plain"])}
+    for form in forms[1:]:
+        ratios = [own / plain for own, plain in zip(times[form], times["plain"], strict=True)]
+        result[form] = {
+            "ratio": statistics.median(ratios),
+            "least": min(ratios),
+            "most": max(ratios),
+            "fastest_to_fastest": min(times[form]) / min(times["plain"]),
+        }
+    return result
+
+
+def costs(model: Any, shape: Shape, repeats: int) -> dict[str, Any]:
+    """Prefill of 632 tokens and decoding, at batch 1 and 8."""
+    found: dict[str, Any] = {}
+    for batch in (1, 8):
+        given = inputs(model, batch=batch)
+        forms, turns = (FORMS, repeats) if batch == 1 else (FORMS[:2], max(3, repeats // 2))
+        with torch.inference_mode():
+            found[f"prefill, batch {batch}"] = side_by_side(
+                model, shape, forms, turns, lambda given=given: seconds(model, lambda: prefill(model, given))
+            )
+            print(f"prefill, batch {batch}", json.dumps(found[f"prefill, batch {batch}"]), flush=True)
+            found[f"decode, batch {batch}"] = side_by_side(
+                model,
+                shape,
+                forms,
+                turns,
+                lambda given=given: decode(model, given, lambda work: seconds(model, work)),
+            )
+            print(f"decode, batch {batch}", json.dumps(found[f"decode, batch {batch}"]), flush=True)
+    return found
+
+
+def curve(shape: Shape, device: str, dtype: torch.dtype, repeats: int) -> list[dict[str, Any]]:
+    """Seconds that VAR adds to a prefill, by images and text: it grows with text queries times keys."""
+    model, rows = build(shape, device=device, dtype=dtype), []
+    for images, text in ((1, 64), (1, 512), (1, 2048), (2, 64), (4, 64), (8, 64), (8, 1024), (8, 4096), (8, 11741)):
+        given = inputs(model, images=images, text=text)
+        keys = int(given["input_ids"].shape[1])
+        with torch.inference_mode():
+            found = side_by_side(
+                model,
+                shape,
+                FORMS[:2],
+                repeats,
+                lambda given=given: seconds(model, lambda: prefill(model, given)),
+            )
+        extra = (found["sinkscope"]["ratio"] - 1) * found["plain_seconds"]
+        rows.append(
+            {
+                "images": images,
+                "text": text,
+                "tokens": keys,
+                "plain_seconds": found["plain_seconds"],
+                "ratio": found["sinkscope"]["ratio"],
+                "extra_seconds": extra,
+                "nanoseconds_per_query_and_key": 1e9 * extra / (text * keys * shape.heads * (shape.layers - 1)),
+            }
+        )
+        print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
+def peak(form: str, shape: str) -> float:
+    """Bytes that a process takes at most for one prefill and a few steps in one of the forms."""
+    code = f"from benchmarks.var.__main__ import print_peak; print_peak({form!r}, {shape!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+def print_peak(form: str, name: str) -> None:
+    """What `peak` reads."""
+    shape = SHAPES[name]
+    model = build(shape)
+    with torch.inference_mode(), context(form, model, shape):
+        decode(model, inputs(model), lambda work: seconds(model, work))
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
+def device_peak(form: str, model: Any, shape: Shape) -> float:
+    """The same on a device."""
+    torch.cuda.reset_peak_memory_stats()
+    with torch.inference_mode(), context(form, model, shape):
+        decode(model, inputs(model), lambda work: seconds(model, work))
+    return float(torch.cuda.max_memory_allocated())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--shape", choices=SHAPES, default="1024")
+    parser.add_argument("--no-curve", action="store_true")
+    options = parser.parse_args()
+    shape = SHAPES[options.shape]
+    on_cpu = options.device == "cpu"
+    if on_cpu:
+        torch.set_num_threads(1)
+    dtype = torch.float32 if on_cpu else torch.bfloat16
+    model = build(shape, device=options.device, dtype=dtype)
+    results: dict[str, Any] = {
+        "machine": "cpu" if on_cpu else torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "shape": options.shape,
+        "attention": attention(shape, options.device, dtype, 5 * options.repeats),
+        "costs": costs(model, shape, options.repeats),
+    }
+    peaks = {
+        form: peak(form, options.shape) if on_cpu else device_peak(form, model, shape)
+        for form in ("plain", "sinkscope", "eager")
+    }
+    results["peak"] = {"plain_gib": peaks["plain"] / 2**30} | {
+        form: peaks[form] / peaks["plain"] - 1 for form in ("sinkscope", "eager")
+    }
+    print("extra memory", json.dumps(results["peak"]), flush=True)
+    if not options.no_curve:
+        del model
+        results["curve"] = curve(SMALL if on_cpu else shape, options.device, dtype, min(options.repeats, 3))
+    target = RESULTS if on_cpu else RESULTS.with_name(f"var-{options.device}.json")
+    target.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
