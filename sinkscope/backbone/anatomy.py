@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from sinkscope.backbone.attention_kinds import AttentionKind, holds_softmax_attention, interface_caller, kind_of
-from sinkscope.backbone.config_values import count_of
+from sinkscope.backbone.config_values import count_of, value_of
 from sinkscope.backbone.vision import has_cross_attention, has_resampler, placeholder_ids, sees_pictures
 from sinkscope.errors import UnsupportedModelError
 
@@ -129,14 +129,14 @@ def find_anatomy(model: nn.Module) -> Anatomy:
             f"the config of {kind} states no single hidden size and number of layers; sinkscope needs both"
         )
     holder_path, holder = _text_decoder(model, config)
-    path = _layers_path(holder, depths, kind)
+    path = _layers_path(holder, config, depths, kind)
     layers_path = f"{holder_path}.{path}" if holder_path else path
     layers: Any = model.get_submodule(layers_path)
     whole: Any = model.config
     placeholders, multimodal = placeholder_ids(whole), sees_pictures(whole)
     causal = [module.is_causal for layer in layers for module in layer.modules() if hasattr(module, "is_causal")]
     # Multimodal decoders may attend both ways inside a picture, so their modules need not call themselves causal.
-    if causal and not any(causal) and not multimodal:
+    if causal and not any(causal) and not multimodal and value_of(config, "is_decoder") is not True:
         raise UnsupportedModelError(f"{kind} is an encoder (its attention is not causal); sinkscope works on decoders")
     attention_layers = tuple(holds_softmax_attention(layer, config, index) for index, layer in enumerate(layers))
     interface = any(interface_caller(type(module)) for layer in layers for module in layer.modules())
@@ -180,8 +180,18 @@ def _text_decoder(model: nn.Module, config: PreTrainedConfig) -> tuple[str, nn.M
     return holders[-1] if holders else ("", model)
 
 
-def _layers_path(holder: nn.Module, depths: list[int], kind: str) -> str:
-    stacks = [(path, module) for path, module in holder.named_modules() if isinstance(module, nn.ModuleList)]
+def _layers_path(holder: nn.Module, config: PreTrainedConfig, depths: list[int], kind: str) -> str:
+    # Towers for pictures and sound are models of their own, and may be as deep.
+    towers = tuple(
+        f"{path}."
+        for path, module in holder.named_modules()
+        if path and isinstance(module, PreTrainedModel) and module.config is not config
+    )
+    stacks = [
+        (path, module)
+        for path, module in holder.named_modules()
+        if isinstance(module, nn.ModuleList) and not path.startswith(towers)
+    ]
     lists = next((found for depth in depths if (found := [entry for entry in stacks if len(entry[1]) == depth])), [])
     # A list inside another candidate's entries (experts, say) belongs to a layer; it is not the list of layers.
     paths = {path for path, _ in lists}

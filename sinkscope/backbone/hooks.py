@@ -33,8 +33,15 @@ def entering_states(model: nn.Module, anatomy: Anatomy, callback: StateCallback)
     """
     layers = decoder_layers(model, anatomy)
 
+    last = -1
+
     def see(index: int, state: Any) -> None:
-        callback(index, _checked(anatomy, index, state))
+        nonlocal last
+        state = _checked(anatomy, index, state)
+        # A layer that takes no part, such as cross-attention to an image where there is none, passes its state on.
+        for layer in range(last + 1 if index > last else index, index + 1):
+            callback(layer, state)
+        last = index
 
     def before(index: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
