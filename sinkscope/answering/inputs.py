@@ -10,7 +10,7 @@ from PIL import Image
 from sinkscope.backbone.anatomy import text_config
 from sinkscope.backbone.loading import LoadedModel
 from sinkscope.backbone.visual import visual_mask
-from sinkscope.calibration.samples import open_picture
+from sinkscope.calibration.samples import open_picture, opened_picture
 from sinkscope.errors import InputError, UnsupportedModelError
 
 
@@ -29,15 +29,11 @@ def read_picture(path: Path) -> Image.Image:
 def check_picture(path: Path) -> None:
     """Raise `InputError` if there is no picture at `path`. Reads no more than tells its format and size."""
     _check_file(path)
-    try:
-        with warnings.catch_warnings():
-            # Pillow's word about a very large picture is for when it is decoded.
-            warnings.simplefilter("ignore")
-            with Image.open(path):
-                pass
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"cannot read the picture {path} ({reason}); convert it to PNG or remove it") from error
+    with warnings.catch_warnings():
+        # Pillow's word about a very large picture is for when it is decoded.
+        warnings.simplefilter("ignore")
+        with opened_picture(path):
+            pass
 
 
 def _check_file(path: Path) -> None:

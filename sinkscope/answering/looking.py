@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from sinkscope.answering.answers import Answers
-from sinkscope.backbone.attention import AttentionCall, attention_tap, attention_weights
+from sinkscope.backbone.attention import AttentionCall, attention_tap
+from sinkscope.backbone.attention_weights import attention_weights
 from sinkscope.backbone.hooks import entering_states
 from sinkscope.backbone.loading import LoadedModel
 from sinkscope.backbone.visual import visual_mask

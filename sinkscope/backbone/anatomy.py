@@ -10,6 +10,7 @@ Works on the meta device, so that looking at a model costs nothing. Not guarante
 residual stream of the hidden size on. Capture checks it on the first batch.
 """
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -101,13 +102,14 @@ def decoder_layers(model: nn.Module, anatomy: Anatomy) -> nn.ModuleList:
     return layers
 
 
-def decoder_holders(model: nn.Module, anatomy: Anatomy) -> list[nn.Module]:
+def decoder_holders(model: nn.Module, anatomy: Anatomy) -> Iterator[nn.Module]:
     """The model, then the pretrained models inside that hold the decoder layers, from the outside in."""
-    return [model] + [
-        module
-        for path, module in model.named_modules()
-        if path and isinstance(module, PreTrainedModel) and anatomy.layers_path.startswith(f"{path}.")
-    ]
+    yield model
+    parts = anatomy.layers_path.split(".")
+    for depth in range(1, len(parts)):
+        module = model.get_submodule(".".join(parts[:depth]))
+        if isinstance(module, PreTrainedModel):
+            yield module
 
 
 def find_anatomy(model: nn.Module) -> Anatomy:

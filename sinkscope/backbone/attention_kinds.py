@@ -59,8 +59,8 @@ def kind_of(layer: nn.Module, config: PreTrainedConfig, index: int) -> Attention
     span = _span(modules, config, _stated(config, index))
     window = None
     if span in _WINDOWS:
-        held = (value_of(place, _WINDOWS[span]) for place in (*modules, config))
-        window = next((value for value in held if _is_count(value)), None)
+        held = (count_of(place, _WINDOWS[span]) for place in (*modules, config))
+        window = next((count for count in held if count), None)
     return AttentionKind(span, window, tuple(name for name, there in _features(modules, config).items() if there))
 
 
@@ -84,7 +84,7 @@ def _span(modules: list[nn.Module], config: PreTrainedConfig, stated: str) -> Sp
         return "chunked"
     if stated:
         return "full"
-    if any(_is_count(getattr(module, "sliding_window", None)) for module in modules):
+    if any(count_of(module, "sliding_window") for module in modules):
         return "sliding"
     every = count_of(config, "sliding_window") and value_of(config, "use_sliding_window") is not False
     return "sliding" if every and not any(hasattr(module, "sliding_window") for module in modules) else "full"
@@ -92,7 +92,7 @@ def _span(modules: list[nn.Module], config: PreTrainedConfig, stated: str) -> Sp
 
 def _features(modules: list[nn.Module], config: PreTrainedConfig) -> dict[str, bool]:
     heads, shared = (count_of(config, name) or 0 for name in ("num_attention_heads", "num_key_value_heads"))
-    latent = any(_is_count(getattr(module, "kv_lora_rank", None)) for module in modules)
+    latent = any(count_of(module, "kv_lora_rank") for module in modules)
     vectors = [
         parameter for module in modules for parameter in module.parameters(recurse=False) if parameter.numel() == heads
     ]
@@ -114,7 +114,3 @@ def _is_gated(module: nn.Module) -> bool:
     if not isinstance(first, nn.Linear) or not isinstance(last, nn.Linear):
         return False
     return first.out_features == 2 * last.in_features
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0

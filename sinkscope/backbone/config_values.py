@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from transformers import PreTrainedConfig
-
 
 def value_of(config: Any, name: str) -> Any:
     """The attribute `name` of a config or module; None where there is none, or where it differs from layer to layer."""
@@ -13,7 +11,7 @@ def value_of(config: Any, name: str) -> Any:
         return None
 
 
-def count_of(config: PreTrainedConfig, name: str) -> int | None:
+def count_of(config: Any, name: str) -> int | None:
     """The attribute `name` if it is a positive integer."""
     value = value_of(config, name)
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None

@@ -1,7 +1,8 @@
 """What calibration data are made of, and their fingerprint."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -56,9 +57,22 @@ def open_picture(picture: Picture) -> Image.Image:
     """
     if isinstance(picture, Image.Image):
         return picture.convert("RGB")
+    with opened_picture(picture) as opened:
+        return ImageOps.exif_transpose(opened).convert("RGB")
+
+
+@contextmanager
+def opened_picture(picture: Path) -> Iterator[Image.Image]:
+    """A picture file, open: its header is read, and what is asked of it inside the context.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read, also inside the context.
+    """
     try:
         with Image.open(picture) as opened:
-            return ImageOps.exif_transpose(opened).convert("RGB")
+            yield opened
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"cannot read the picture {picture} ({reason}); convert it to PNG or remove it") from error

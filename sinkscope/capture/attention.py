@@ -8,7 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sinkscope.backbone.attention import AttentionCall, attention_weights
+from sinkscope.backbone.attention import AttentionCall
+from sinkscope.backbone.attention_weights import attention_weights
 from sinkscope.errors import UnsupportedModelError
 
 CHUNK_BYTES = 2 * 2**20

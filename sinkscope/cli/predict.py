@@ -36,8 +36,8 @@ MEGABYTE = 10**6
 def command(model: str, adapter: Path | None, revision: str | None, trust_remote_code: bool, as_json: bool) -> None:
     """Name the sink dimensions of a model from its weights alone: no data, no forward pass, any size.
 
-    Reads the matrices that write into the residual stream, one at a time, straight from safetensors files, a GGUF file
-    or the hub, and looks for rows that single neurons write into with unusual force.
+    Reads the matrices that write into the residual stream, a few at a time, straight from safetensors files, a GGUF
+    file or the hub, and looks for rows that single neurons write into with unusual force.
     """
     with quiet_stdout(), quiet_libraries(), ProgressBar() as bar:
         from sinkscope.pipeline import resolve

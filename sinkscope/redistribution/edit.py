@@ -11,7 +11,8 @@ decides about a row, and how far it changes, is linear in a: one product of the 
 import torch
 from torch import Tensor
 
-from sinkscope.backbone.attention import AttentionCall, attention_weights, grouped_matmul
+from sinkscope.backbone.attention import AttentionCall
+from sinkscope.backbone.attention_weights import attention_weights, exact_products, grouped_matmul
 from sinkscope.errors import UnsupportedModelError
 from sinkscope.redistribution.equations import SMALLEST_MASS, VarConfig
 
@@ -67,7 +68,8 @@ def relative_changes(weights: Tensor, table: Tensor, queries: Tensor | None, lim
         r, such that a chosen row becomes a + r a. Finite, but without meaning, in the other rows.
     """
     batch, heads, rows, columns = weights.shape
-    sums = _sums(weights.reshape(batch, heads * rows, columns), table)
+    with exact_products(weights.device):
+        sums = weights.reshape(batch, heads * rows, columns) @ table.mT
     chosen = (sums[..., :3] >= limits).all(-1).view(batch, heads, rows)
     if queries is not None:
         chosen = chosen & queries[:, None, :]
@@ -75,14 +77,6 @@ def relative_changes(weights: Tensor, table: Tensor, queries: Tensor | None, lim
     gain = negative_omega / sums[..., 2:3].clamp_min(SMALLEST_MASS)
     changes = torch.addcmul(table[:, 3:], gain, table[:, 2:3], value=-1)
     return changes.view(weights.shape), (chosen, negative_omega.view(batch, heads, rows))
-
-
-def _sums(weights: Tensor, table: Tensor) -> Tensor:
-    """Attention-weighted sums of the tokens' parts, float32 whatever autocast says."""
-    if not torch.is_autocast_enabled(weights.device.type):
-        return weights @ table.mT
-    with torch.autocast(weights.device.type, enabled=False):
-        return weights @ table.mT
 
 
 def edit_generated(

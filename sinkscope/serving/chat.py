@@ -56,7 +56,7 @@ class Chat(ChatCompletionHandler):
         if request.temperature == 0:
             # The model's own again, which generate does not warn of.
             config.temperature, config.top_p = model_generation_config.temperature, model_generation_config.top_p
-        # VAR does not reach into compiled models, and a stream is of one sequence.
+        # Inside VAR nothing runs compiled, and a stream is of one sequence.
         config.disable_compile, config.num_beams, config.num_return_sequences = True, 1, 1
         if config.pad_token_id is None:
             tokenizer = self._service.loaded.tokenizer

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import StoppingCriteriaList
 from transformers.cli.serving.utils import GenerateManager, InferenceThread
 
-from sinkscope.backbone.anatomy import text_config
+from sinkscope.answering.inputs import room_to_answer
 from sinkscope.backbone.loading import LoadedModel
 from sinkscope.backbone.visual import visual_mask
 from sinkscope.errors import InputError, SinkscopeError
@@ -124,16 +124,10 @@ class Generation(GenerateManager):
     def _prepared(self, inputs: Any, config: Any) -> dict[str, Any]:
         """What `model.generate` gets, with the limits of the model kept."""
         loaded = self._service.loaded
-        prompt = int(inputs["input_ids"].shape[1])
-        limit = getattr(text_config(loaded.model), "max_position_embeddings", None)
-        if limit is not None and prompt >= limit:
-            raise RefusedRequest(
-                f"the prompt has {prompt} tokens, and {loaded.model_id} takes fewer than {limit}; shorten it",
-                param="messages",
-                code="context_length_exceeded",
-            )
-        if limit is not None:
-            config.max_new_tokens = min(config.max_new_tokens, limit - prompt)
+        try:
+            config.max_new_tokens = room_to_answer(loaded, inputs, config.max_new_tokens)
+        except InputError as error:
+            raise RefusedRequest(str(error), param="messages", code="context_length_exceeded") from error
         pictures = any(name.startswith("pixel_values") for name in inputs)
         if pictures and loaded.anatomy.placeholder_ids and not visual_mask(loaded.anatomy, inputs["input_ids"]).any():
             raise RefusedRequest(f"the chat template of {loaded.model_id} drops the pictures", param="messages")

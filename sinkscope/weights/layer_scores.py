@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sinkscope.significance import Floats, Tail, exceedance, fit_tail, scale_prior
+from sinkscope.significance import Floats, exceedance, fit_tail, scale_prior
 from sinkscope.weights.statistic import TINY, RowScores
 
 
@@ -16,20 +16,15 @@ class LayerScores:
     ----------
     ratio, norm_ratio, odds, score : float64 [D]
         As in `RowScores`, of the matrix with the row's highest score.
-    matrices : int
-        How many were added.
     """
 
     def __init__(self, first: RowScores) -> None:
         self.ratio, self.norm_ratio, self.odds, self.score = first.ratio, first.norm_ratio, first.odds, first.score
-        self.matrices = 1
-        tails = _tails(first)
-        self.inside, self.fitted = tails[0].inside, tails[0].fitted
-        self.scales = [[tail.scale.item()] for tail in tails]
-        self.excess = np.stack([view - tail.base for view, tail in zip(_views(first), tails, strict=True)])
-        self.scale = np.stack(
-            [np.broadcast_to(tail.scale, view.shape) for view, tail in zip(_views(first), tails, strict=True)]
-        )
+        views = _views(first)
+        tail = fit_tail(views)
+        self.inside, self.fitted = tail.inside, tail.fitted
+        self.scales = [tail.scale[:, 0]]
+        self.excess, self.scale = views - tail.base, np.broadcast_to(tail.scale, views.shape)
 
     def add(self, scores: RowScores) -> None:
         """One more matrix of the layer."""
@@ -40,19 +35,13 @@ class LayerScores:
         further = other.excess / other.scale > self.excess / self.scale
         self.excess = np.where(further, other.excess, self.excess)
         self.scale = np.where(further, other.scale, self.scale)
-        self.matrices += 1
-        for known, scale in zip(self.scales, other.scales, strict=True):
-            known += scale
+        self.scales += other.scales
 
 
-def _views(scores: RowScores) -> tuple[Floats, Floats]:
+def _views(scores: RowScores) -> Floats:
     """What the rows are compared by: the first tells spikes among heavy-tailed rows, the second is sharp where rows are
-    alike."""
-    return scores.score, np.log(np.maximum(scores.ratio, TINY))
-
-
-def _tails(scores: RowScores) -> list[Tail]:
-    return [fit_tail(view) for view in _views(scores)]
+    alike. Float64 [2, D]."""
+    return np.stack([scores.score, np.log(np.maximum(scores.ratio, TINY))])
 
 
 def p_values(layers: Sequence[LayerScores]) -> Floats:
@@ -62,13 +51,12 @@ def p_values(layers: Sequence[LayerScores]) -> Floats:
     the smaller one, doubled. The scales of all matrices are each other's prior. A layer's matrices count as so many
     independent tries (Sidak).
     """
+    scales = np.concatenate([np.stack(layer.scales) for layer in layers])
+    tries = np.array([len(layer.scales) for layer in layers])[:, None]
     views = []
-    for view in range(2):
-        scales = np.concatenate([layer.scales[view] for layer in layers])
-        prior = scale_prior(scales, layers[0].fitted)
+    for view, prior in enumerate(scale_prior(column, layers[0].fitted) for column in scales.T):
         once = np.stack(
             [exceedance(layer.excess[view], layer.scale[view], layer.inside, layer.fitted, prior) for layer in layers]
         )
-        tries = np.array([layer.matrices for layer in layers])[:, None]
         views.append(-np.expm1(tries * np.log1p(-np.minimum(once, 1 - 1e-16))))
     return np.minimum(2 * np.min(views, axis=0), 1.0)

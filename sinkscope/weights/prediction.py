@@ -1,4 +1,4 @@
-"""Sink dimensions named from the weights alone: no data, no forward pass, one matrix in memory at a time."""
+"""Sink dimensions named from the weights alone: no data, no forward pass, a few matrices in memory."""
 
 import os
 import time
@@ -111,7 +111,7 @@ def predict(
     ----------
     model : str or path
         Hub id, local folder or ``.gguf`` file. Of the weights only the matrices that write into the residual stream are
-        read, one at a time.
+        read, a few at a time.
     revision, trust_remote_code
         As for `load`.
     adapter : path, optional

@@ -17,7 +17,8 @@ from transformers import (
 from var_models import llava_inputs, tiny_llava
 
 from sinkscope.backbone.anatomy import find_anatomy
-from sinkscope.backbone.attention import AttentionCall, attention_tap, attention_weights, grouped_matmul
+from sinkscope.backbone.attention import AttentionCall, attention_tap
+from sinkscope.backbone.attention_weights import attention_weights, grouped_matmul
 from sinkscope.errors import UnsupportedModelError
 
 SHAPE: dict[str, Any] = {

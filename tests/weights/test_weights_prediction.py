@@ -15,19 +15,18 @@ from sinkscope.weights.layer_scores import LayerScores, p_values
 from sinkscope.weights.statistic import score_rows
 
 LAYERS, WIDTH = 8, 128
+SIZES = {"hidden_size": WIDTH, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 64}
 
 
 def llama(seed=0, layers=LAYERS):
     torch.manual_seed(seed)
-    config = LlamaConfig(
-        hidden_size=WIDTH,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=256,
-        vocab_size=64,
-    )
-    return LlamaForCausalLM(config)
+    return LlamaForCausalLM(LlamaConfig(num_hidden_layers=layers, intermediate_size=256, **SIZES))
+
+
+def mixtral(seed=0, intermediate=256):
+    torch.manual_seed(seed)
+    config = MixtralConfig(num_hidden_layers=LAYERS, intermediate_size=intermediate, num_local_experts=4, **SIZES)
+    return MixtralForCausalLM(config)
 
 
 def spike(weight, dims, times, seed=0):
@@ -122,16 +121,7 @@ def test_transposed_and_expert_layouts(tmp_path):
     model.save_pretrained(tmp_path / "gpt2")
     assert predict(tmp_path / "gpt2").dims == (9,)
     assert predict_loaded(model).dims == (9,)
-    config = MixtralConfig(
-        hidden_size=WIDTH,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=96,
-        vocab_size=64,
-        num_local_experts=4,
-    )
-    experts = MixtralForCausalLM(config)
+    experts = mixtral(intermediate=96)
     weight = dict(experts.named_parameters())["model.layers.2.mlp.experts.down_proj"]
     spike(weight[3], [70], 20.0)
     experts.save_pretrained(tmp_path / "mixtral")
@@ -152,18 +142,7 @@ def test_layers_that_write_a_tenth_create_and_the_rest_reinforce():
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("dims", [[5], [5, 20, 77]])
 def test_weak_spikes_in_one_expert_are_found(dims, layers):
-    torch.manual_seed(len(dims) + layers)
-    model = MixtralForCausalLM(
-        MixtralConfig(
-            hidden_size=WIDTH,
-            num_hidden_layers=LAYERS,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            intermediate_size=256,
-            vocab_size=64,
-            num_local_experts=4,
-        )
-    )
+    model = mixtral(len(dims) + layers)
     weights = dict(model.named_parameters())
     for layer in range(layers):
         spike(weights[f"model.layers.{layer}.mlp.experts.down_proj"][2], dims, 5.0, seed=layer)
