@@ -10,13 +10,13 @@ import argparse
 import json
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 import sinkscope
+from benchmarks.timing import seconds
 from sinkscope.backbone.loading import LoadedModel
 from sinkscope.calibration import default_texts
 from sinkscope.capture.encode import model_inputs
@@ -26,18 +26,11 @@ from sinkscope.capture.settings import CaptureSettings
 from sinkscope.demo.pictures import generate
 
 
-def timed(work: Callable[[], object]) -> float:
-    """CPU seconds of the process."""
-    began = time.process_time()
-    work()
-    return time.process_time() - began
-
-
 def ratios(plain: Callable[[], object], measured: Callable[[], object], repeats: int) -> dict[str, float]:
     """Median ratio of measured to plain, and its range."""
     plain()
     measured()
-    found = [timed(measured) / timed(plain) for _ in range(repeats)]
+    found = [seconds("cpu", measured) / seconds("cpu", plain) for _ in range(repeats)]
     return {"median": statistics.median(found), "least": min(found), "most": max(found)}
 
 

@@ -11,12 +11,11 @@ the CPU times are those of the process on one thread, which other work disturbs 
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ import torch
 from transformers import DynamicCache
 
 import sinkscope
+from benchmarks.timing import by_turns, seconds
 from benchmarks.var.attention import attention
 from benchmarks.var.eager import eager_var
 from benchmarks.var.models import SEVEN_B, SMALL, Shape, build, inputs, profile
@@ -45,25 +45,17 @@ def context(form: Any, model: Any, shape: Shape) -> AbstractContextManager[Any]:
     return eager_var(model, form)
 
 
-def seconds(model: Any, work: Callable[[], Any]) -> float:
-    """Of the process on a CPU, of the clock on a device."""
-    if model.device.type == "cpu":
-        began = time.process_time()
-        work()
-        return time.process_time() - began
-    torch.cuda.synchronize()
-    began = time.perf_counter()
-    work()
-    torch.cuda.synchronize()
-    return time.perf_counter() - began
-
-
 def prefill(model: Any, given: dict[str, Any], cache: Any = None) -> Any:
     """One pass over the prompt."""
     return model(**given, use_cache=True, past_key_values=cache, logits_to_keep=1)
 
 
-def decode(model: Any, given: dict[str, Any], measured: Callable[[Callable[[], Any]], float]) -> float:
+def prefill_seconds(model: Any, given: dict[str, Any]) -> float:
+    """Seconds of one pass over the prompt."""
+    return seconds(model.device.type, lambda: prefill(model, given))
+
+
+def decode(model: Any, given: dict[str, Any]) -> float:
     """Seconds of `DECODED` cached steps after a prompt that is not counted."""
     cache = DynamicCache(config=model.config.get_text_config())
     token = prefill(model, given, cache).logits[:, -1:].argmax(-1)
@@ -74,30 +66,19 @@ def decode(model: Any, given: dict[str, Any], measured: Callable[[Callable[[], A
             mask = torch.cat([mask, torch.ones_like(last)], dim=1)
             last = model(input_ids=last, attention_mask=mask, past_key_values=cache).logits[:, -1:].argmax(-1)
 
-    return measured(steps)
+    return seconds(model.device.type, steps)
 
 
 def side_by_side(
     model: Any, shape: Shape, forms: tuple[str, ...], repeats: int, once: Callable[[], float]
 ) -> dict[str, Any]:
-    """Seconds of the plain pass, and each form's ratio to it."""
-    times: dict[str, list[float]] = {form: [] for form in forms}
-    for turn in range(repeats + 1):
-        for form in forms:
-            with context(form, model, shape):
-                found = once()
-            if turn:  # The first turn warms up.
-                times[form].append(found)
-    result: dict[str, Any] = {"plain_seconds": statistics.median(times["plain"])}
-    for form in forms[1:]:
-        ratios = [own / plain for own, plain in zip(times[form], times["plain"], strict=True)]
-        result[form] = {
-            "ratio": statistics.median(ratios),
-            "least": min(ratios),
-            "most": max(ratios),
-            "fastest_to_fastest": min(times[form]) / min(times["plain"]),
-        }
-    return result
+    """Seconds of the plain pass, and each form's ratio to it; `once` gives the seconds of a pass."""
+
+    def within(form: str) -> float:
+        with context(form, model, shape):
+            return once()
+
+    return by_turns({form: partial(within, form) for form in forms}, repeats)
 
 
 def costs(model: Any, shape: Shape, repeats: int) -> dict[str, Any]:
@@ -108,7 +89,11 @@ def costs(model: Any, shape: Shape, repeats: int) -> dict[str, Any]:
         forms, turns = (FORMS, repeats) if batch == 1 else (FORMS[:2], max(3, repeats // 2))
         with torch.inference_mode():
             found[f"prefill, batch {batch}"] = side_by_side(
-                model, shape, forms, turns, lambda given=given: seconds(model, lambda: prefill(model, given))
+                model,
+                shape,
+                forms,
+                turns,
+                partial(prefill_seconds, model, given),
             )
             print(f"prefill, batch {batch}", json.dumps(found[f"prefill, batch {batch}"]), flush=True)
             found[f"decode, batch {batch}"] = side_by_side(
@@ -116,7 +101,7 @@ def costs(model: Any, shape: Shape, repeats: int) -> dict[str, Any]:
                 shape,
                 forms,
                 turns,
-                lambda given=given: decode(model, given, lambda work: seconds(model, work)),
+                partial(decode, model, given),
             )
             print(f"decode, batch {batch}", json.dumps(found[f"decode, batch {batch}"]), flush=True)
     return found
@@ -134,7 +119,7 @@ def curve(shape: Shape, device: str, dtype: torch.dtype, repeats: int) -> list[d
                 shape,
                 FORMS[:2],
                 repeats,
-                lambda given=given: seconds(model, lambda: prefill(model, given)),
+                partial(prefill_seconds, model, given),
             )
         extra = (found["sinkscope"]["ratio"] - 1) * found["plain_seconds"]
         rows.append(
@@ -171,7 +156,7 @@ def print_peak(form: str, name: str) -> None:
     # The highest mark begins anew, so that building the model does not count (Linux).
     Path("/proc/self/clear_refs").write_text("5")
     with torch.inference_mode(), context(form, model, shape):
-        decode(model, inputs(model), lambda work: seconds(model, work))
+        decode(model, inputs(model))
     marks = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
     print(int(marks["VmHWM"].split()[0]) * 1024)
 
@@ -180,7 +165,7 @@ def device_peak(form: str, model: Any, shape: Shape) -> float:
     """The same on a device."""
     torch.cuda.reset_peak_memory_stats()
     with torch.inference_mode(), context(form, model, shape):
-        decode(model, inputs(model), lambda work: seconds(model, work))
+        decode(model, inputs(model))
     return float(torch.cuda.max_memory_allocated())
 
 

@@ -1,15 +1,15 @@
 """The attention of one layer in a prefill, on plain tensors: the kernel, sinkscope's correction, and eager forms."""
 
 import json
-import statistics
-import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from benchmarks.timing import by_turns, seconds
 from benchmarks.var.eager import FLOOR, RHO, Eager, P, Way
 from benchmarks.var.models import IMAGE_TOKENS, Shape
 from sinkscope.backbone.attention import AttentionCall
@@ -53,31 +53,8 @@ def attention(shape: Shape, device: str, dtype: torch.dtype, repeats: int) -> di
 
     forms = {"plain": plain, "sinkscope": sinkscope} | {way: eager(way) for way in get_args(Way)}
     error = (sinkscope().float() - eager("eager")().float()).abs().max()
-    times: dict[str, list[float]] = {form: [] for form in forms}
-    for turn in range(repeats + 1):
-        for form, work in forms.items():
-            found = _seconds(device, work)
-            if turn:
-                times[form].append(found)
-    result: dict[str, Any] = {
-        "plain_seconds": statistics.median(times["plain"]),
-        "largest_difference": float(error),
-        "sinkscope_against_by_head": statistics.median(times["by head"]) / statistics.median(times["sinkscope"]),
-    }
-    for form in tuple(forms)[1:]:
-        ratios = [own / kernel for own, kernel in zip(times[form], times["plain"], strict=True)]
-        result[form] = {"ratio": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
+    result = by_turns({form: partial(seconds, device, work) for form, work in forms.items()}, repeats)
+    result["largest_difference"] = float(error)
+    result["sinkscope_against_by_head"] = result["by head"]["median_seconds"] / result["sinkscope"]["median_seconds"]
     print("attention", json.dumps(result), flush=True)
     return result
-
-
-def _seconds(device: str, work: Callable[[], Any]) -> float:
-    if device == "cpu":
-        began = time.process_time()
-        work()
-        return time.process_time() - began
-    torch.cuda.synchronize()
-    began = time.perf_counter()
-    work()
-    torch.cuda.synchronize()
-    return time.perf_counter() - began
