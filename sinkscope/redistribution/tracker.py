@@ -106,7 +106,7 @@ class Tracker:
         else:
             self.sequence = self._known(cache, offset, batch)
             if count == 1 and not pictures:
-                self.step = self.sequence.one_token(edited=self._queries != "generated" or offset >= self._start(1))
+                self.step = self.sequence.one_token(edited=offset >= self._start(count))
                 return
         valid = torch.ones(batch, count, dtype=torch.bool, device=given.device)
         if isinstance(mask, Tensor) and mask.ndim == 2:
@@ -115,8 +115,9 @@ class Tracker:
         # Without pictures, an id of theirs on a filled cache was generated, and stands for none.
         if ids is not None and (pictures or offset == 0):
             visual = visual_mask(self._anatomy, ids)
-        start = self._start(count) if self._queries == "generated" else 0
-        self.step = self.sequence.several_tokens(visual, valid, visual_too=self._queries == "all", start=start)
+        self.step = self.sequence.several_tokens(
+            visual, valid, visual_too=self._queries == "all", start=self._start(count)
+        )
 
     @contextmanager
     def _counting_prompts(self) -> Iterator[None]:
@@ -146,7 +147,12 @@ class Tracker:
                 self._model.generate = own
 
     def _start(self, count: int) -> int:
-        """Position of the first generated token. Without `generate`, a pass of one token on a filled cache adds one."""
+        """Position from which rows may be edited: 0, or that of the first generated token where these alone are.
+
+        Without `generate`, a pass of one token on a filled cache adds one.
+        """
+        if self._queries != "generated":
+            return 0
         if self._prompt_length is not None:
             return self._prompt_length
         return 0 if count == 1 else NEVER
