@@ -31,8 +31,7 @@ def entering_states(model: nn.Module, anatomy: Anatomy, callback: StateCallback)
     UnsupportedModelError
         During the forward pass, if a layer does not receive or return a state of the hidden size.
     """
-    layers = decoder_layers(model, anatomy)
-
+    layers = list(decoder_layers(model, anatomy))
     last = -1
 
     def see(index: int, state: Any) -> None:

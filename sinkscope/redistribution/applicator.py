@@ -149,7 +149,7 @@ class Var:
         self._awaited: int | None = None
         self._limits_on: dict[torch.device, Tensor] = {}
         self._stack: ExitStack | None = None
-        self._blocks = decoder_layers(model, anatomy)
+        self._blocks = list(decoder_layers(model, anatomy))
 
     def attach(self) -> Self:
         """Start editing. Nothing at all is attached at p = 0."""
@@ -219,8 +219,17 @@ class Var:
                 f"{self._anatomy.model_type} makes {list(hidden_state.shape[:2])} states of "
                 f"{[sequence.batch, step.count]} ids, so visual positions are unknown; use its newer processor"
             )
+        statistics = self._statistics[layer]
+        if step.visual is None and not reading_waits(hidden_state.device):
+            flags = rule.of_one_token(hidden_state)
+            statistics.count_sinks(*sequence.record_generated(layer, flags, step, self.config))
+            return
         sinks = rule(hidden_state)
-        self._statistics[layer].add_sinks(sequence.record(layer, sinks, step, self.config), sinks)
+        counts = sequence.record(layer, sinks, step, self.config)
+        if counts is None:
+            statistics.count_sinks_later(sinks)
+        else:
+            statistics.count_sinks(*counts)
 
     def _edit(self, call: AttentionCall) -> Tensor:
         layer = call.layer
@@ -252,15 +261,16 @@ class Var:
         return limits
 
 
+def reading_waits(device: torch.device) -> bool:
+    """Whether to read a number back from `device` would wait for all the work that is queued there."""
+    return device.type != "cpu"
+
+
 def _check_fit(anatomy: Anatomy, profile: Profile) -> None:
     if profile.verdict == "none":
         raise ProfileError(f"profile {profile.name} found no sink dimensions ({profile.reason}), so VAR has no sinks")
     if anatomy.var_refusal is not None:
         raise UnsupportedModelError(anatomy.var_refusal)
-    if not anatomy.attention_interface:
-        raise UnsupportedModelError(
-            f"the attention of {anatomy.model_type} does not go through transformers' attention interface"
-        )
     backbone = profile.backbone
     if (backbone.hidden_size, backbone.num_layers) != (anatomy.hidden_size, anatomy.num_layers):
         raise ProfileError(

@@ -20,7 +20,7 @@ WEIGHTS_AT_ONCE = 2**23
 """Attention weights held at a time in a prompt's pass: 32 MiB of float32, a few times over."""
 
 Moved = tuple[Tensor, Tensor]
-"""Per (sample, head, row): whether it is chosen, BoolTensor, and -Omega, Tensor."""
+"""Per sample, and per head and row: whether it is chosen, BoolTensor, and -Omega, Tensor."""
 
 
 def token_parts(sinks: Tensor, visual: Tensor, give: Tensor, receive: Tensor, config: VarConfig) -> Tensor:
@@ -42,41 +42,42 @@ def token_parts(sinks: Tensor, visual: Tensor, give: Tensor, receive: Tensor, co
 
 
 def lower_limits(config: VarConfig) -> Tensor:
-    """What the first three sums of `token_parts` must reach in a chosen row: Tensor [3]."""
+    """What the sums of `token_parts` must reach in a chosen row: Tensor [4]."""
     if not config.head_selection:
-        return torch.tensor([-torch.inf, -torch.inf, SMALLEST_MASS])
-    return torch.tensor([0.0, max(config.attention_floor, SMALLEST_MASS), SMALLEST_MASS])
+        return torch.tensor([-torch.inf, -torch.inf, SMALLEST_MASS, -torch.inf])
+    return torch.tensor([0.0, max(config.attention_floor, SMALLEST_MASS), SMALLEST_MASS, -torch.inf])
 
 
 def relative_changes(weights: Tensor, table: Tensor, queries: Tensor | None, limits: Tensor) -> tuple[Tensor, Moved]:
     """By which factor each attention weight grows or shrinks in a chosen row.
 
+    Decoding spends more on the number of small operations here than on their size.
+
     Parameters
     ----------
-    weights : Tensor [B, H, q, K]
-        Attention weights, float32.
+    weights : Tensor [B, H * q, K]
+        Attention weights, float32: the rows of all heads.
     table : Tensor [B, 4, K]
         `token_parts` of the keys.
     queries : BoolTensor [B, q] or None
         Rows that may be edited; None for all.
-    limits : Tensor [3]
+    limits : Tensor [4]
         `lower_limits`.
 
     Returns
     -------
-    Tensor [B, H, q, K] and Moved
+    Tensor [B, H * q, K] and Moved, of Tensors [B, H * q, 1]
         r, such that a chosen row becomes a + r a. Finite, but without meaning, in the other rows.
     """
-    batch, heads, rows, columns = weights.shape
     with exact_products(weights.device):
-        sums = weights.reshape(batch, heads * rows, columns) @ table.mT
-    chosen = (sums[..., :3] >= limits).all(-1).view(batch, heads, rows)
+        sums = weights @ table.mT
+    chosen = (sums >= limits).all(-1, keepdim=True)
     if queries is not None:
-        chosen = chosen & queries[:, None, :]
-    negative_omega = sums[..., 3:]
-    gain = negative_omega / sums[..., 2:3].clamp_min(SMALLEST_MASS)
-    changes = torch.addcmul(table[:, 3:], gain, table[:, 2:3], value=-1)
-    return changes.view(weights.shape), (chosen, negative_omega.view(batch, heads, rows))
+        chosen = chosen & queries.repeat(1, weights.shape[1] // queries.shape[1])[..., None]
+    _, _, received, negative_omega = sums.split(1, -1)
+    gain = negative_omega / received.clamp_min(SMALLEST_MASS)
+    _, _, receive, give = table.split(1, 1)
+    return torch.addcmul(give, gain, receive, value=-1), (chosen, negative_omega)
 
 
 def edit_generated(
@@ -98,17 +99,16 @@ def edit_generated(
     -------
     Tensor [B, 1, H, Dv] and Moved
     """
-    weights = attention_weights(call)
+    weights = attention_weights(call).squeeze(2)
     changes, moved = relative_changes(weights, table, queries, limits)
-    chosen = moved[0][..., None]
     if checked and call.direct and not call.kwargs.get("dropout"):
-        weights = torch.where(chosen, torch.addcmul(weights, weights, changes), weights)
+        weights = torch.where(moved[0], torch.addcmul(weights, weights, changes), weights).unsqueeze(2)
         weights = weights.to(call.value.dtype)
         if call.kernel == "eager":
             call.weights = weights
         return grouped_matmul(weights, call.value).transpose(1, 2), moved
     output = call.base()
-    changes = torch.where(chosen, weights * changes, 0)
+    changes = torch.where(moved[0], weights * changes, 0).unsqueeze(2)
     if call.weights is not None:
         call.weights = call.weights + changes.to(call.weights.dtype)
     return output + grouped_matmul(changes.to(call.value.dtype), call.value).transpose(1, 2), moved
@@ -160,9 +160,10 @@ def edit_rows(
         if not checked:
             _check_kernel(call, output, weights[:, :, :1], chunk[:1], queries)
             checked = True
-        changes, chunk_moved = relative_changes(weights[..., span], table, queries[:, chunk], limits)
+        weights = weights[..., span]
+        changes, chunk_moved = relative_changes(weights.flatten(1, 2), table, queries[:, chunk], limits)
         moved.append(chunk_moved)
-        changes = torch.where(chunk_moved[0][..., None], weights[..., span] * changes, 0)
+        changes = torch.where(chunk_moved[0], weights.flatten(1, 2) * changes, 0).view_as(weights)
         change = grouped_matmul(changes.to(value.dtype), value)
         output.index_add_(1, chunk, change.transpose(1, 2).to(output.dtype))
         if call.weights is not None:

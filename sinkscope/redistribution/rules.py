@@ -10,6 +10,8 @@ from torch import Tensor
 from sinkscope.profile.schema import Profile
 from sinkscope.profile.score import ScoreName, threshold_at
 
+SMALLEST = torch.finfo(torch.float32).tiny
+
 
 @dataclass(frozen=True)
 class SinkRule:
@@ -31,19 +33,41 @@ class SinkRule:
 
     def __call__(self, hidden_state: Tensor) -> Tensor:
         """Sink tokens: BoolTensor [B, T] for the hidden state entering the layer, Tensor [B, T, D]."""
-        # Slices, because indexing with a list would copy it to the device at every step.
-        parts = [hidden_state[..., dim : dim + 1] for dim in self.dims]
-        values = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+        size = self._size(hidden_state)
         if self.magnitude is not None:
-            if len(parts) == 1:
-                return values[..., 0].abs().float() >= self.magnitude
-            return torch.linalg.vector_norm(values, dim=-1, dtype=torch.float32) >= self.magnitude
-        tau = cast(float, self.tau)
-        norm = torch.linalg.vector_norm(hidden_state, dim=-1, dtype=torch.float32)
-        largest = values[..., 0].abs() if len(parts) == 1 else values.abs().amax(-1)
+            return size >= self.magnitude
         # phi >= tau without the division; at x = 0 nothing is above it.
-        least = norm.clamp_min(torch.finfo(torch.float32).tiny) * (tau / math.sqrt(hidden_state.shape[-1]))
-        return largest.float() >= least
+        return size >= _norm(hidden_state).clamp_min(SMALLEST) * self._share(hidden_state)
+
+    def of_one_token(self, hidden_state: Tensor) -> list[bool]:
+        """Which samples' one token is a sink, Tensor [B, 1, D]: by the same rule, and with few operations on tensors.
+
+        At every decoding step and layer these would cost more than the arithmetic. Waits for the device.
+        """
+        sizes = self._size(hidden_state).tolist()
+        if self.magnitude is not None:
+            return [size >= self.magnitude for (size,) in sizes]
+        share = self._share(hidden_state)
+        norms = _norm(hidden_state).tolist()
+        return [size >= max(norm, SMALLEST) * share for (size,), (norm,) in zip(sizes, norms, strict=True)]
+
+    def _size(self, hidden_state: Tensor) -> Tensor:
+        """What is compared with the threshold: Tensor [B, T], float32."""
+        # One by one, because indexing with a list would copy it to the device at every step.
+        values = [hidden_state.select(-1, dim) for dim in self.dims]
+        if len(values) == 1:
+            return values[0].abs().float()
+        if self.magnitude is None:
+            return torch.stack(values).abs().amax(0).float()
+        return torch.linalg.vector_norm(torch.stack(values), dim=0, dtype=torch.float32)
+
+    def _share(self, hidden_state: Tensor) -> float:
+        """Least |x[d]| over the norm of x."""
+        return cast(float, self.tau) / math.sqrt(hidden_state.shape[-1])
+
+
+def _norm(hidden_state: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(hidden_state, dim=-1, dtype=torch.float32)
 
 
 def rule_at(profile: Profile, layer: int, *, score: ScoreName = "auto", tau: float | None = None) -> SinkRule | None:

@@ -21,11 +21,6 @@ CAPACITY_STEP = 256
 NEVER = torch.iinfo(torch.long).max
 
 
-def reading_waits(device: torch.device) -> bool:
-    """Whether to read a number back from `device` would wait for all the work that is queued there."""
-    return device.type != "cpu"
-
-
 @dataclass
 class Step:
     """One forward pass.
@@ -130,14 +125,15 @@ class Sequence:
         Returns
         -------
         (int, int) or None
-            Number of sink tokens and of visual ones among them; None for generated tokens on a device, where reading
-            the number back would wait. There the layer is taken to hold a donor from then on.
+            Number of sink tokens and of visual ones among them; None for one generated token, where reading the number
+            back could wait for a device. The layer is taken to hold a donor from then on.
         """
         stop = step.offset + step.count
         table = self._table(layer, stop, sinks.device)
         sinks = sinks.to(table.device)
         if step.visual is None or step.valid is None:
-            return self._record_generated(layer, table[:, :, step.offset : stop], sinks, config)
+            self._write_generated(layer, table[..., step.offset], sinks[:, 0], config)
+            return None
         visual, valid = step.visual.to(table.device), step.valid.to(table.device)
         sinks = sinks & valid
         give, receive = roles(sinks, visual, valid, config.donors, config.receivers)
@@ -146,20 +142,22 @@ class Sequence:
         self.donors[layer] = bool(donors) or self.donors.get(layer, False)
         return all_sinks, visual_sinks
 
-    def _record_generated(self, layer: int, parts: Tensor, sinks: Tensor, config: VarConfig) -> tuple[int, int] | None:
-        """`record` for generated tokens, which are neither visual nor padding: `parts`, Tensor [B, 4, 1], is empty."""
+    def record_generated(self, layer: int, sinks: list[bool], step: Step, config: VarConfig) -> tuple[int, int]:
+        """`record` for one generated token per sample, where it is known on the host which of them are sinks."""
+        # A token that neither gives nor receives is a column of zeros, which is what is there.
+        if any(sinks) or config.receivers != "visual":
+            device = self.with_image.device
+            parts = self._table(layer, step.offset + 1, device)[..., step.offset]
+            self._write_generated(layer, parts, torch.tensor(sinks, device=parts.device), config)
+        return sum(sinks), 0
+
+    def _write_generated(self, layer: int, parts: Tensor, sinks: Tensor, config: VarConfig) -> None:
+        """The parts of one token per sample, neither visual nor padding: sinks, BoolTensor [B]; parts, zeros [B, 4]."""
         if config.receivers != "visual":
             parts[:, 2] = ~sinks
-        if reading_waits(sinks.device):
-            if config.donors == "all":
-                parts[:, 3] = sinks * -config.p
-                self.donors[layer] = True
-            return None
-        count = int(sinks.sum())
-        if count and config.donors == "all":
+        if config.donors == "all":
             parts[:, 3] = sinks * -config.p
             self.donors[layer] = True
-        return count, 0
 
     def table(self, layer: int, columns: int, length: int, device: torch.device) -> Tensor:
         """Parts of the keys that the layer's attention sees, Tensor [B, 4, K].
@@ -176,7 +174,7 @@ class Sequence:
         table = self._table(layer, start + columns, device)
         if table.device != device:
             table = self.tables[layer] = table.to(device)
-        keys = table[:, :, start : start + columns]
+        keys = table.narrow(2, start, columns)
         # The backward pass wants it as it is now; later passes write into it.
         return keys.clone() if torch.is_grad_enabled() else keys
 

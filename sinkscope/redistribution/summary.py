@@ -53,19 +53,21 @@ class LayerStatistics:
         self._moved: list[Moved] = []
         self._generated_sinks: list[Tensor] = []
 
-    def add_sinks(self, counts: tuple[int, int] | None, sinks: Tensor) -> None:
-        """Count the sink tokens of a pass: `counts` where they are known, else BoolTensor `sinks`."""
-        if counts is None:
-            self._generated_sinks.append(sinks)
-        else:
-            self.sink_tokens += counts[0]
-            self.visual_sink_tokens += counts[1]
+    def count_sinks(self, sinks: int, visual: int) -> None:
+        """Add the sink tokens of a pass, and the visual ones among them."""
+        self.sink_tokens += sinks
+        self.visual_sink_tokens += visual
+
+    def count_sinks_later(self, sinks: Tensor) -> None:
+        """Add the sink tokens of a pass without visual ones, BoolTensor, which may not be computed yet."""
+        self._generated_sinks.append(sinks)
         if len(self._generated_sinks) > PENDING_LIMIT:
             self.fold()
 
     def add_moved(self, moved: list[Moved]) -> None:
         """Add what was moved in some rows."""
-        self._moved += [(chosen, negative_omega.detach()) for chosen, negative_omega in moved]
+        for chosen, negative_omega in moved:
+            self._moved.append((chosen, negative_omega.detach() if negative_omega.requires_grad else negative_omega))
         if len(self._moved) > PENDING_LIMIT:
             self.fold()
 

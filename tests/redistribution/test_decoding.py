@@ -22,7 +22,7 @@ from var_models import (
 )
 
 from sinkscope.errors import InputError
-from sinkscope.redistribution import state, var
+from sinkscope.redistribution import applicator, var
 
 EDITED = [1, 2]
 DEFAULTS = {"p": 0.6, "rho": 0.7, "attention_floor": 0.2}
@@ -151,7 +151,7 @@ def test_nothing_depends_on_reading_numbers_back(llava: nn.Module, monkeypatch: 
     options = {"max_new_tokens": 10, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
     with torch.no_grad(), var(llava, profile_of(), receivers=receivers) as near:
         expected = llava.generate(**inputs, **options)
-    monkeypatch.setattr(state, "reading_waits", lambda device: True)
+    monkeypatch.setattr(applicator, "reading_waits", lambda device: True)
     with torch.no_grad(), var(llava, profile_of(), receivers=receivers) as far:
         result = llava.generate(**inputs, **options)
     torch.testing.assert_close(torch.stack(result.logits), torch.stack(expected.logits), **TOLERANCE)

@@ -113,12 +113,13 @@ def test_fast_changes_equal_the_definition(case: tuple[Tensor, Tensor, Tensor, T
     give, receive = roles(sinks, visual, torch.ones_like(sinks), options["donors"], options["receivers"])
     config = VarConfig(**options)
     table = token_parts(sinks, visual, give, receive, config).double()
-    changes, (chosen, negative_omega) = relative_changes(attention, table, queries, lower_limits(config))
+    rows = attention.flatten(1, 2)
+    changes, (chosen, negative_omega) = relative_changes(rows, table, queries, lower_limits(config))
     assert bool(changes.isfinite().all())
-    expected = redistribute(attention, sinks, visual, queries, **options)
-    result = torch.where(chosen[..., None], attention + attention * changes, attention)
+    expected = redistribute(attention, sinks, visual, queries, **options).flatten(1, 2)
+    result = torch.where(chosen, rows + rows * changes, rows)
     torch.testing.assert_close(result, expected, rtol=1e-6, atol=1e-7)
-    moved = (attention - expected).clamp_min(0).sum(-1)
+    moved = (rows - expected).clamp_min(0).sum(-1, keepdim=True)
     torch.testing.assert_close(-negative_omega * chosen, moved, rtol=1e-6, atol=1e-7)
 
 
