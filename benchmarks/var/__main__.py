@@ -3,19 +3,22 @@
     python -m benchmarks.var [--repeats N] [--device cuda --shape 7b] [--no-curve]
 
 A model of LLaVA-1.5's shape with random weights (hidden 1024, 16 heads, 8 layers; the 7B's own on a GPU), and the
-attention of one layer alone. Passes of all forms take turns, so that a machine that slows down slows all. Every figure
-is the median of the ratios to the plain pass beside it; the fastest pass over the fastest plain one stands beside. On
-the CPU times are those of the process on one thread, which other work disturbs least. Writes `results/var.json`.
+attention of one layer alone. Passes of all forms take turns, in decoding at every step, so that a machine that slows
+down slows all. Every figure is the median of the ratios to the plain pass beside it; the fastest pass over the fastest
+plain one stands beside. On the CPU times are those of the process on one thread, which other work disturbs least.
+Writes `results/var.json`.
 """
 
 import argparse
+import copy
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -55,18 +58,27 @@ def prefill_seconds(model: Any, given: dict[str, Any]) -> float:
     return seconds(model.device.type, lambda: prefill(model, given))
 
 
-def decode(model: Any, given: dict[str, Any]) -> float:
-    """Seconds of `DECODED` cached steps after a prompt that is not counted."""
-    cache = DynamicCache(config=model.config.get_text_config())
-    token = prefill(model, given, cache).logits[:, -1:].argmax(-1)
-
-    def steps() -> None:
-        last, mask = token, given["attention_mask"]
+def decoding(model: Any, given: dict[str, Any]) -> Iterator[float]:
+    """Seconds of one cached step after another; after `DECODED` steps it begins anew, with a prompt not counted."""
+    while True:
+        cache = DynamicCache(config=model.config.get_text_config())
+        token, mask = prefill(model, given, cache).logits[:, -1:].argmax(-1), given["attention_mask"]
         for _ in range(DECODED):
-            mask = torch.cat([mask, torch.ones_like(last)], dim=1)
-            last = model(input_ids=last, attention_mask=mask, past_key_values=cache).logits[:, -1:].argmax(-1)
+            mask = torch.cat([mask, torch.ones_like(token)], dim=1)
+            step = partial(model, input_ids=token, attention_mask=mask, past_key_values=cache)
+            yield seconds(model.device.type, step)
 
-    return seconds(model.device.type, steps)
+
+def steps_side_by_side(model: Any, shape: Shape, given: dict[str, Any], forms: tuple[str, ...], runs: int) -> Any:
+    """As `side_by_side`, for single steps: copies of the model that share its weights take turns at every step."""
+    weights = {id(tensor): tensor for tensor in model.parameters()}
+    with ExitStack() as stack:
+        turns = {}
+        for form in forms:
+            own = copy.deepcopy(model, dict(weights))
+            stack.enter_context(context(form, own, shape))
+            turns[form] = partial(next, decoding(own, given))
+        return by_turns(turns, runs * DECODED)
 
 
 def side_by_side(
@@ -96,13 +108,7 @@ def costs(model: Any, shape: Shape, repeats: int) -> dict[str, Any]:
                 partial(prefill_seconds, model, given),
             )
             print(f"prefill, batch {batch}", json.dumps(found[f"prefill, batch {batch}"]), flush=True)
-            found[f"decode, batch {batch}"] = side_by_side(
-                model,
-                shape,
-                forms,
-                turns,
-                partial(decode, model, given),
-            )
+            found[f"decode, batch {batch}"] = steps_side_by_side(model, shape, given, forms, turns)
             print(f"decode, batch {batch}", json.dumps(found[f"decode, batch {batch}"]), flush=True)
     return found
 
@@ -156,7 +162,7 @@ def print_peak(form: str, name: str) -> None:
     # The highest mark begins anew, so that building the model does not count (Linux).
     Path("/proc/self/clear_refs").write_text("5")
     with torch.inference_mode(), context(form, model, shape):
-        decode(model, inputs(model))
+        list(islice(decoding(model, inputs(model)), DECODED))
     marks = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
     print(int(marks["VmHWM"].split()[0]) * 1024)
 
@@ -165,7 +171,7 @@ def device_peak(form: str, model: Any, shape: Shape) -> float:
     """The same on a device."""
     torch.cuda.reset_peak_memory_stats()
     with torch.inference_mode(), context(form, model, shape):
-        decode(model, inputs(model))
+        list(islice(decoding(model, inputs(model)), DECODED))
     return float(torch.cuda.max_memory_allocated())
 
 

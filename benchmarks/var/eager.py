@@ -96,8 +96,9 @@ def eager_var(model: Any, way: Way) -> Iterator[None]:
     state = Eager(way)
     layers: nn.ModuleList = model.model.language_model.layers
     state.edited = frozenset(range(len(layers) - 1))
-    AttentionInterface.register("benchmark_eager", state.attend)
-    AttentionMaskInterface.register("benchmark_eager", eager_mask)
+    name = f"benchmark_{way}"
+    AttentionInterface.register(name, state.attend)
+    AttentionMaskInterface.register(name, eager_mask)
     text = model.model.language_model.config
     before = text._attn_implementation
 
@@ -108,7 +109,7 @@ def eager_var(model: Any, way: Way) -> Iterator[None]:
         return lambda module, args, kwargs: state.see(layer, args[0] if args else kwargs["hidden_states"])
 
     with ExitStack() as stack:
-        text._attn_implementation = {"": "benchmark_eager"}
+        text._attn_implementation = {"": name}
         stack.callback(setattr, text, "_attn_implementation", {"": before})
         stack.callback(model.register_forward_pre_hook(begin, with_kwargs=True).remove)
         for index, layer in enumerate(layers):

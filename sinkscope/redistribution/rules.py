@@ -33,36 +33,31 @@ class SinkRule:
 
     def __call__(self, hidden_state: Tensor) -> Tensor:
         """Sink tokens: BoolTensor [B, T] for the hidden state entering the layer, Tensor [B, T, D]."""
-        size = self._size(hidden_state)
+        # One by one, because indexing with a list would copy it to the device at every step.
+        values = torch.stack([hidden_state.select(-1, dim) for dim in self.dims])
         if self.magnitude is not None:
-            return size >= self.magnitude
+            return torch.linalg.vector_norm(values, dim=0, dtype=torch.float32) >= self.magnitude
         # phi >= tau without the division; at x = 0 nothing is above it.
-        return size >= _norm(hidden_state).clamp_min(SMALLEST) * self._share(hidden_state)
+        least = _norm(hidden_state).clamp_min(SMALLEST) * self._least_share(hidden_state)
+        return values.abs().amax(0).float() >= least
 
     def of_one_token(self, hidden_state: Tensor) -> list[bool]:
         """Which samples' one token is a sink, Tensor [B, 1, D]: by the same rule, and with few operations on tensors.
 
         At every decoding step and layer these would cost more than the arithmetic. Waits for the device.
         """
-        sizes = self._size(hidden_state).tolist()
+        columns = [hidden_state.select(-1, dim).tolist() for dim in self.dims]
+        tokens = [[value for (value,) in token] for token in zip(*columns, strict=True)]
         if self.magnitude is not None:
-            return [size >= self.magnitude for (size,) in sizes]
-        share = self._share(hidden_state)
+            return [math.hypot(*values) >= self.magnitude for values in tokens]
+        share = self._least_share(hidden_state)
         norms = _norm(hidden_state).tolist()
-        return [size >= max(norm, SMALLEST) * share for (size,), (norm,) in zip(sizes, norms, strict=True)]
+        return [
+            max(map(abs, values)) >= max(norm, SMALLEST) * share for values, (norm,) in zip(tokens, norms, strict=True)
+        ]
 
-    def _size(self, hidden_state: Tensor) -> Tensor:
-        """What is compared with the threshold: Tensor [B, T], float32."""
-        # One by one, because indexing with a list would copy it to the device at every step.
-        values = [hidden_state.select(-1, dim) for dim in self.dims]
-        if len(values) == 1:
-            return values[0].abs().float()
-        if self.magnitude is None:
-            return torch.stack(values).abs().amax(0).float()
-        return torch.linalg.vector_norm(torch.stack(values), dim=0, dtype=torch.float32)
-
-    def _share(self, hidden_state: Tensor) -> float:
-        """Least |x[d]| over the norm of x."""
+    def _least_share(self, hidden_state: Tensor) -> float:
+        """Least |x[d]| of a sink token over the norm of x."""
         return cast(float, self.tau) / math.sqrt(hidden_state.shape[-1])
 
 
