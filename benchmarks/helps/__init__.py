@@ -7,6 +7,6 @@
     document    docs/helps.md and the printed tables, from the results alone
 
 `python -m benchmarks.helps` chooses the difficulty on one seed, measures the grid and the ablations on a second,
-measures the best cell of the grid again on a third, and looks at the negative control beside it. It takes about half an
-hour of one CPU core.
+measures the best cell of the grid again on a third, and looks at the negative control beside it. It takes about 40
+minutes of one CPU core that computes bfloat16 directly, else twice that.
 """

@@ -40,7 +40,7 @@ PROFILE = "sinkscope-demo-lmm"
 
 def evaluate(options: argparse.Namespace, report: Report) -> dict[str, Any]:
     """All measurements."""
-    loaded, profile = load(demo_lmm_folder()), load_profile(PROFILE)
+    loaded, profile = load(demo_lmm_folder(), dtype=options.dtype), load_profile(PROFILE)
     difficulty, rungs = ladder(loaded, LEVELS, options.development, report)
     report(f"difficulty {difficulty.name} is chosen")
     questions = prepared(loaded, GRID_SEED, options.pictures, difficulty)
@@ -57,7 +57,7 @@ def evaluate(options: argparse.Namespace, report: Report) -> dict[str, Any]:
     adjust([cell["comparison"] for cell in again])
     del loaded
     report("negative control")
-    control = load(demo_lmm_folder(control=True))
+    control = load(demo_lmm_folder(control=True), dtype=options.dtype)
     questions = prepared(control, GRID_SEED, options.control, difficulty)
     beside = measure(control, profile, questions, CONTROL, score(control, questions), report)
     adjust([cell["comparison"] for cell in beside])
@@ -65,6 +65,7 @@ def evaluate(options: argparse.Namespace, report: Report) -> dict[str, Any]:
         "seeds": {"development": DEVELOPMENT_SEED, "grid": GRID_SEED, "fresh": FRESH_SEED},
         "pictures": {name: getattr(options, name) for name in ("development", "pictures", "fresh", "control")},
         "profile": profile.name,
+        "dtype": options.dtype,
         "default": {"p": profile.var.p, "rho": profile.var.rho},
         "difficulties": rungs,
         "difficulty": difficulty.name,
@@ -84,10 +85,11 @@ def _merit(cell: dict[str, Any]) -> tuple[float, float]:
 def main() -> None:
     """Run the benchmark, or write the document anew from its results."""
     parser = argparse.ArgumentParser(description="Does VAR help on the demo model? Harder pictures, VAR off and on.")
-    parser.add_argument("--pictures", type=int, default=160, help="pictures, each with 5 questions, of a grid cell")
-    parser.add_argument("--fresh", type=int, default=250, help="pictures on which the best cell is measured again")
+    parser.add_argument("--pictures", type=int, default=500, help="pictures, each with 5 questions, of a grid cell")
+    parser.add_argument("--fresh", type=int, default=500, help="pictures on which the best cell is measured again")
     parser.add_argument("--control", type=int, default=120, help="pictures for the negative control")
     parser.add_argument("--development", type=int, default=80, help="pictures a level for choosing the difficulty")
+    parser.add_argument("--dtype", default="bfloat16", help="dtype of the models")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--document", action="store_true", help="only write docs/helps.md from the results")

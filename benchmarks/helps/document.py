@@ -287,4 +287,4 @@ def _control(results: dict[str, Any]) -> str:
 
 def _run(results: dict[str, Any]) -> str:
     versions = join([f"{name} {version}" for name, version in results["versions"].items()])
-    return paragraph(f"Run with {versions}, in float32 on the CPU.")
+    return paragraph(f"Run with {versions}, in {results['dtype']} on the CPU.")

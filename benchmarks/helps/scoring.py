@@ -87,9 +87,11 @@ def batches(tokenizer: Any, scenes: Sequence[Scene], *, image: bool = True, size
 def score(loaded: LoadedModel, prepared: Sequence[Batch]) -> Scores:
     """Score all questions; inside `sinkscope.var` where VAR is to be on."""
     right, loss, said = [], [], []
+    # Half-precision logits have steps of an eighth, more than VAR changes the loss.
+    head = loaded.model.lm_head.weight.detach().float()
     for batch in prepared:
         with torch.inference_mode():
-            logits = _logits(loaded.model, batch)
+            logits = _answer_states(loaded.model, batch).float() @ head.T
         chance = torch.log_softmax(logits, dim=-1)
         wanted = batch.targets != NOTHING
         best = torch.where(wanted, logits.argmax(-1), NOTHING)
@@ -105,8 +107,8 @@ def score(loaded: LoadedModel, prepared: Sequence[Batch]) -> Scores:
     )
 
 
-def _logits(model: Any, batch: Batch) -> Tensor:
-    """Logits [5 b, A, vocabulary] that predict the answers."""
+def _answer_states(model: Any, batch: Batch) -> Tensor:
+    """The last hidden states [5 b, A, D], which predict the answers."""
     valid, cache = batch.valid, None
     if batch.beginning is not None:
         cache = DynamicCache(config=model.config.get_text_config())
@@ -123,8 +125,8 @@ def _logits(model: Any, batch: Batch) -> Tensor:
         valid = torch.cat([seen.repeat_interleave(repeats, 0), valid], dim=1)
     output = model.model(input_ids=batch.rest, attention_mask=valid, past_key_values=cache, use_cache=cache is not None)
     rows = torch.arange(len(batch.rest))[:, None]
-    logits: Tensor = model.lm_head(output.last_hidden_state[rows, batch.places])
-    return logits
+    states: Tensor = output.last_hidden_state[rows, batch.places]
+    return states
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:

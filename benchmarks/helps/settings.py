@@ -13,7 +13,7 @@ from sinkscope.profile.schema import Profile
 from sinkscope.redistribution.applicator import var
 from sinkscope.redistribution.summary import LayerSummary
 
-P_GRID = (0.2, 0.4, 0.6, 0.8, 1.0)
+P_GRID = (0.2, 0.6, 1.0)
 RHO_GRID = (0.5, 0.7, 0.8, 0.9)
 TARGET = 0.75
 """The plain accuracy that the difficulty is chosen for."""

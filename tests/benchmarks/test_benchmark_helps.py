@@ -217,6 +217,7 @@ def results(accuracy):
     level = {"name": "3", "noise": 1.0, "radius": [4, 5], "hidden": 0.3, "scraps": 1, "accuracy": [0.7] * 5, "all": 0.7}
     return {
         "seeds": {"development": 1, "grid": 2, "fresh": 3},
+        "dtype": "float32",
         "pictures": {"development": 5, "pictures": 40, "fresh": 40, "control": 40},
         "default": {"p": 0.6, "rho": 0.8},
         "difficulties": [level],
