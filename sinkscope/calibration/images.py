@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from sinkscope.calibration.lines import parse_objects, read_utf8
+from sinkscope.calibration.lines import parse_objects, read_lines
 from sinkscope.calibration.samples import Sample, open_picture
 from sinkscope.errors import InputError
 
@@ -23,6 +23,10 @@ PROMPTS = (
     "Is there a circle in the picture? Answer yes or no.",
     "List the colours that you see, from the most to the least common.",
 )
+
+# Files with prompts that a folder of pictures may hold, with their fields: the form of `sinkscope apply --batch`, and
+# that of an image folder for the `datasets` library.
+PROMPT_FILES = (("metadata.jsonl", "file_name", "text"), ("prompts.jsonl", "image", "prompt"))
 
 Pixels = NDArray[np.float64]
 
@@ -41,8 +45,9 @@ def default_images(count: int = 24, seed: int = 0) -> list[Sample]:
 def read_images(path: str | os.PathLike[str]) -> list[Sample]:
     """Pictures from a folder, or one picture.
 
-    Prompts are optional: ``NAME.txt`` beside ``NAME.png``, or a ``prompts.jsonl`` in the folder with one
-    ``{"image": "NAME.png", "prompt": "..."}`` per line. Pictures without one are to be described.
+    Prompts are optional: ``NAME.txt`` beside ``NAME.png``, or in the folder a ``prompts.jsonl`` with lines of
+    ``{"image": "NAME.png", "prompt": "..."}``, or a ``metadata.jsonl`` with lines of ``{"file_name": "NAME.png",
+    "text": "..."}``. Pictures without one are to be described.
 
     Returns
     -------
@@ -59,12 +64,9 @@ def read_images(path: str | os.PathLike[str]) -> list[Sample]:
         found = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in SUFFIXES)
         if not found:
             raise InputError(
-                f"the folder {path} holds no pictures ({', '.join(SUFFIXES)}); give a folder with pictures"
+                f"the folder {path} holds no pictures ({', '.join(SUFFIXES)}); give one with pictures directly in it"
             )
-        prompts = _read_prompts(path / "prompts.jsonl")
-        unknown = sorted(set(prompts) - {entry.name for entry in found})
-        if unknown:
-            raise InputError(f"{path / 'prompts.jsonl'} names {unknown[0]}, which is not in the folder")
+        prompts = _read_prompts(path, {entry.name for entry in found})
     elif path.is_file():
         found, prompts = [path], {}
     else:
@@ -74,21 +76,25 @@ def read_images(path: str | os.PathLike[str]) -> list[Sample]:
     return [Sample(images=(entry,), prompt=prompts.get(entry.name) or _beside(entry)) for entry in found]
 
 
-def _read_prompts(path: Path) -> dict[str, str]:
-    if not path.exists():
-        return {}
+def _read_prompts(folder: Path, pictures: set[str]) -> dict[str, str]:
     prompts: dict[str, str] = {}
-    for number, entry in parse_objects(path, read_utf8(path)):
-        image, prompt = entry.get("image"), entry.get("prompt")
-        if not (isinstance(image, str) and isinstance(prompt, str) and image and prompt):
-            raise InputError(f'line {number} of {path} needs strings "image" and "prompt"')
-        prompts[image] = prompt
+    for file, image_field, prompt_field in PROMPT_FILES:
+        path = folder / file
+        for number, entry in parse_objects(path) if path.exists() else ():
+            if file == "metadata.jsonl" and prompt_field not in entry:
+                continue  # It may have been made for labels or boxes.
+            image, prompt = entry.get(image_field), entry.get(prompt_field)
+            if not (isinstance(image, str) and isinstance(prompt, str) and image and prompt.strip()):
+                raise InputError(f'line {number} of {path} needs strings "{image_field}" and "{prompt_field}"')
+            if image not in pictures:
+                raise InputError(f"line {number} of {path} names {image}, which is not in the folder")
+            prompts[image] = prompt
     return prompts
 
 
 def _beside(picture: Path) -> str:
     text = picture.with_suffix(".txt")
-    return (read_utf8(text).strip() or DEFAULT_PROMPT) if text.is_file() else DEFAULT_PROMPT
+    return ("".join(line for _, line in read_lines(text)).strip() if text.is_file() else "") or DEFAULT_PROMPT
 
 
 def _picture(generator: np.random.Generator, index: int) -> Image.Image:

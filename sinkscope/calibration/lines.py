@@ -1,4 +1,4 @@
-"""Text files and JSON lines, read with messages that name the file and the line."""
+"""Text files and JSON lines, read line by line with messages that name the file and the line."""
 
 import json
 from collections.abc import Iterator
@@ -7,9 +7,12 @@ from typing import Any
 
 from sinkscope.errors import InputError
 
+LONGEST_LINE = 2**24
+"""Most bytes of a line: a longer one is no text of a person, and would be in memory several times over."""
 
-def read_utf8(path: Path, what: str = "") -> str:
-    """The text of a file, without a byte order mark.
+
+def read_lines(path: Path, what: str = "") -> Iterator[tuple[int, str]]:
+    """Number and text of every line of a UTF-8 file, with its line end and without a byte order mark.
 
     Parameters
     ----------
@@ -20,26 +23,39 @@ def read_utf8(path: Path, what: str = "") -> str:
     Raises
     ------
     InputError
-        If it cannot be read or is not UTF-8.
+        If the file cannot be read, is not UTF-8, holds zero bytes, or has a line of more than `LONGEST_LINE` bytes.
     """
+    number = offset = 0
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        with path.open("rb") as file:
+            while raw := file.readline(LONGEST_LINE + 1):
+                number += 1
+                if len(raw) > LONGEST_LINE:
+                    raise InputError(
+                        f"line {number} of {path} has more than {LONGEST_LINE >> 20} MiB; write shorter lines"
+                    )
+                if b"\0" in raw:
+                    raise InputError(
+                        f"{path} is no text: it has a zero byte in line {number}; give a text file in UTF-8"
+                    )
+                line = raw.decode("utf-8")
+                yield number, line.removeprefix("\ufeff") if number == 1 else line
+                offset += len(raw)
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 (byte {error.start}); convert it, say with iconv") from error
+        raise InputError(f"{path} is not UTF-8 (byte {offset + error.start}); convert it, say with iconv") from error
     except OSError as error:
         raise InputError(f"cannot read {what}{path}: {error.strerror}") from error
 
 
-def parse_objects(path: Path, content: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number and object of every line of `content` that is not blank; what is no object counts as an empty one.
+def parse_objects(path: Path, what: str = "") -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line number and object of every line that is not blank; what is no object counts as an empty one.
 
     Raises
     ------
     InputError
-        At a line that is not valid JSON; `path` is named.
+        As `read_lines`, and at a line that is not valid JSON.
     """
-    # Not splitlines: JSON strings may hold other line separators, such as U+2028.
-    for number, line in enumerate(content.split("\n"), start=1):
+    for number, line in read_lines(path, what):
         if not line.strip():
             continue
         try:

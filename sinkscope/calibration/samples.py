@@ -1,9 +1,11 @@
 """What calibration data are made of, and their fingerprint."""
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import TypeAlias
 
@@ -11,7 +13,19 @@ from PIL import Image, ImageOps
 
 from sinkscope.errors import InputError
 
-Picture: TypeAlias = Path | Image.Image
+
+@dataclass(frozen=True)
+class PictureBytes:
+    """A picture file in memory: its bytes, and where they come from, for messages."""
+
+    data: bytes
+    origin: str
+
+    def __str__(self) -> str:
+        return self.origin
+
+
+Picture: TypeAlias = Path | PictureBytes | Image.Image
 
 
 @dataclass(frozen=True)
@@ -22,7 +36,7 @@ class Sample:
     ----------
     text : str or None
         The text of a text sample.
-    images : tuple of path or PIL image
+    images : tuple of path, PictureBytes or PIL image
         The pictures of an image sample; empty for a text sample.
     prompt : str or None
         What is asked about the pictures.
@@ -62,7 +76,7 @@ def open_picture(picture: Picture) -> Image.Image:
 
 
 @contextmanager
-def opened_picture(picture: Path) -> Iterator[Image.Image]:
+def opened_picture(picture: Path | PictureBytes) -> Iterator[Image.Image]:
     """A picture file, open: its header is read, and what is asked of it inside the context.
 
     Raises
@@ -71,17 +85,33 @@ def opened_picture(picture: Path) -> Iterator[Image.Image]:
         If it cannot be read, also inside the context.
     """
     try:
-        with Image.open(picture) as opened:
+        with Image.open(BytesIO(picture.data) if isinstance(picture, PictureBytes) else picture) as opened:
             yield opened
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"cannot read the picture {picture} ({reason}); convert it to PNG or remove it") from error
 
 
-def fingerprint(samples: Sequence[Sample]) -> str:
-    """SHA-256 over the contents of the samples in their order, as hexadecimal digits.
+def fingerprint(
+    samples: Sequence[Sample],
+    *,
+    chat_template: bool | None = None,
+    max_tokens: int | None = None,
+    max_length: int = 256,
+    seed: int = 0,
+) -> str:
+    """SHA-256 over the contents of the samples in their order, and over how they are used, as hexadecimal digits.
 
-    Texts, prompts and pixels count; file names and picture formats do not.
+    Texts, prompts and pixels count; file names and picture formats do not. The same data used in the same way have the
+    same fingerprint for every model.
+
+    Parameters
+    ----------
+    samples : sequence of Sample
+        Those that are used.
+    chat_template, max_tokens, max_length, seed
+        As in `sinkscope.capture.settings.CaptureSettings`. The seed only counts with `max_tokens`, which chooses by it.
+        With none of them other than here, the fingerprint is that of the contents alone.
 
     Raises
     ------
@@ -100,6 +130,13 @@ def fingerprint(samples: Sequence[Sample]) -> str:
         for image in sample.open_images():
             add(b"image", f"{image.size}".encode("ascii") + image.tobytes())
         add(b"end", b"")
+    use = {
+        "chat_template": chat_template,
+        "max_tokens": None if max_tokens is None else [max_tokens, seed],
+        "max_length": None if max_length == 256 else max_length,
+    }
+    if any(value is not None for value in use.values()):
+        add(b"use", json.dumps(use, sort_keys=True).encode("ascii"))
     return digest.hexdigest()
 
 

@@ -2,20 +2,26 @@
 
 import json
 import os
-import re
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 
-from sinkscope.calibration.lines import parse_objects, read_utf8
+from sinkscope.calibration.columns import read_parquet
+from sinkscope.calibration.lines import parse_objects, read_lines
 from sinkscope.calibration.samples import Sample
 from sinkscope.errors import InputError
 
 # Paragraphs are joined up to this length, so that most samples have many later tokens that can attend to earlier ones.
 PIECE_CHARACTERS = 600
 
+# A file without empty lines, such as one sentence per line, is cut at a line end after so many characters.
+LONGEST_PARAGRAPH = 8192
+
+SUFFIXES = (".txt", ".jsonl", ".parquet")
+
 
 def default_texts() -> list[Sample]:
-    """The embedded texts: prose in nine languages, code, tables, numbers, dialogue, legal text and more.
+    """The embedded texts: prose in eight languages, code, tables, numbers, lists, dialogue, legal text and more.
 
     No passage occurs twice. All of them together have about 9,000 tokens in a vocabulary of 49,000. Written for this
     project, but for short pieces of old literature and law that are in the public domain.
@@ -30,8 +36,9 @@ def read_texts(path: str | os.PathLike[str]) -> list[Sample]:
     Parameters
     ----------
     path : path
-        A ``.jsonl`` file with one object with a "text" field per line; or any other file as plain text, cut at empty
-        lines into pieces of about 600 characters; or a folder of ``.txt`` and ``.jsonl`` files, taken by name.
+        A ``.jsonl`` file with one object with a "text" field per line; a ``.parquet`` file, of which the column "text"
+        is read, or else the column with the longest strings; any other file as plain text, cut at empty lines into
+        pieces of about 600 characters; or a folder of ``.txt``, ``.jsonl`` and ``.parquet`` files, taken by name.
 
     Returns
     -------
@@ -41,47 +48,63 @@ def read_texts(path: str | os.PathLike[str]) -> list[Sample]:
     Raises
     ------
     InputError
-        If the path is missing, holds no text, is not UTF-8, or has a malformed line.
+        If the path is missing, holds no text, is not UTF-8, or has a malformed line; or for a ``.parquet`` file without
+        pyarrow.
     """
     path = Path(path)
     if path.is_dir():
-        found = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in (".txt", ".jsonl"))
+        found = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in SUFFIXES)
         if not found:
-            raise InputError(f"the folder {path} holds no .txt or .jsonl files; give a folder or file with texts")
-        samples = [sample for entry in found for sample in _read_file(entry)]
+            raise InputError(
+                f"the folder {path} holds no .txt, .jsonl or .parquet files; give a folder or file with texts"
+            )
     else:
-        samples = _read_file(path)
+        found = [path]
+    samples = [Sample(text=text) for entry in found for text in _read_file(entry)]
     if not samples:
         raise InputError(f"{path} holds no text; give a file with at least one paragraph")
     return samples
 
 
-def _read_file(path: Path) -> list[Sample]:
-    content = read_utf8(path, "the texts ")
-    if path.suffix.lower() == ".jsonl":
-        return _parse_lines(path, content)
-    return [Sample(text=piece) for piece in _pieces(content)]
+def _read_file(path: Path) -> Iterator[str]:
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        return read_parquet(path)
+    return _read_objects(path) if suffix == ".jsonl" else _pieces(path)
 
 
-def _parse_lines(path: Path, content: str) -> list[Sample]:
-    samples = []
-    for number, entry in parse_objects(path, content):
+def _read_objects(path: Path) -> Iterator[str]:
+    for number, entry in parse_objects(path, "the texts "):
         text = entry.get("text")
         if not isinstance(text, str):
             raise InputError(f'line {number} of {path} has no "text" field with a string; write {{"text": "..."}}')
         if text.strip():
-            samples.append(Sample(text=text))
-    return samples
+            yield text
 
 
-def _pieces(content: str) -> list[str]:
-    pieces: list[str] = []
-    for paragraph in re.split(r"\r?\n[ \t]*\r?\n", content):
-        text = paragraph.strip("\r\n")
-        if not text.strip():
+def _pieces(path: Path) -> Iterator[str]:
+    piece = ""
+    for paragraph in _paragraphs(path):
+        if piece and len(piece) + len(paragraph) <= PIECE_CHARACTERS:
+            piece += "\n\n" + paragraph
             continue
-        if pieces and len(pieces[-1]) + len(text) <= PIECE_CHARACTERS:
-            pieces[-1] += "\n\n" + text
-        else:
-            pieces.append(text)
-    return pieces
+        if piece:
+            yield piece
+        piece = paragraph
+    if piece:
+        yield piece
+
+
+def _paragraphs(path: Path) -> Iterator[str]:
+    """Runs of lines that are not blank, without the last line end."""
+    lines: list[str] = []
+    characters = 0
+    for _, line in read_lines(path, "the texts "):
+        if line.strip():
+            lines.append(line)
+            characters += len(line)
+        if lines and (not line.strip() or characters >= LONGEST_PARAGRAPH):
+            yield "".join(lines).rstrip("\r\n")
+            lines, characters = [], 0
+    if lines:
+        yield "".join(lines).rstrip("\r\n")

@@ -1,14 +1,11 @@
 """``sinkscope apply --batch``: a file of questions, answered into a file of answers."""
 
 import hashlib
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sinkscope.cli.output import ProgressBar, note, print_rich
+from sinkscope.cli.output import ProgressBar, note, print_rich, readable_span
 
 if TYPE_CHECKING:
     from sinkscope.answering.answer_file import AnswerFile
@@ -73,21 +70,21 @@ def answer_batch(batch: Batch, loaded: "LoadedModel", profile: "Profile") -> "To
         answers = answer(loaded, profile, pictures, question.prompt, **batch.settings)
         return answers.var, answers.plain
 
-    with QuestionBar() as bar:
+    with ProgressBar() as bar:
         return answer_questions(
             batch.source,
             batch.target,
             ask,
             settings,
             keep_going=batch.keep_going,
-            progress=bar.questions(),
+            progress=bar.stage("questions"),
             report=_report,
         )
 
 
 def print_totals(totals: "Totals", out: Path) -> None:
     """What became of the questions, for a person."""
-    print_rich(f"{totals.answered} of {totals.questions} questions answered in {_span(totals.seconds)}: {out}")
+    print_rich(f"{totals.answered} of {totals.questions} questions answered in {readable_span(totals.seconds)}: {out}")
     if totals.resumed:
         print_rich(f"{totals.resumed} of them were answered before")
     if totals.changed is not None:
@@ -96,45 +93,6 @@ def print_totals(totals: "Totals", out: Path) -> None:
         lines = ", ".join(str(entry.line) for entry in totals.skipped[:10])
         rest = ", ..." if len(totals.skipped) > 10 else ""
         print_rich(f"{len(totals.skipped)} skipped: line{'s' if len(totals.skipped) > 1 else ''} {lines}{rest}")
-
-
-class QuestionBar(ProgressBar):
-    """Progress with the rate, and with the time that is left."""
-
-    def questions(self) -> Callable[[int, int], None]:
-        """The callback; what its first call names as done counts for no rate."""
-        task: Any = None
-        first, started, shown_at, shown = 0, 0.0, 0.0, -1
-
-        def show(done: int, total: int) -> None:
-            nonlocal task, first, started, shown_at, shown
-            now = time.monotonic()
-            if shown < 0:
-                first, started = done, now
-                if self._bar is not None:
-                    task = self._bar.add_task("questions", total=total, completed=done)
-            rate = (done - first) / (now - started) if done > first and now > started else None
-            if task is not None:
-                self._bar.update(task, completed=done, description=f"questions{_told(rate)}")
-            elif shown < 0 or (done >= total > shown) or now - shown_at >= self.SECONDS_BETWEEN_LINES:
-                left = f", {_span((total - done) / rate)} left" if rate and done < total else ""
-                note(f"questions: {done} of {total}{_told(rate)}{left}")
-                shown_at = now
-            else:
-                return
-            shown = done
-
-        return show
-
-
-def _told(rate: float | None) -> str:
-    if rate is None:
-        return ""
-    return f", {rate:.1f} a second" if rate >= 1 else f", {1 / rate:.1f} s each"
-
-
-def _span(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds < 10 else str(timedelta(seconds=round(seconds)))
 
 
 def _profile_settings(profile: "Profile | None") -> dict[str, Any]:

@@ -1,11 +1,15 @@
-"""``sinkscope info``: what a run file holds."""
+"""``sinkscope info``: what a run file holds, how far it is, and how to go on with it."""
 
+import shlex
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from sinkscope.cli.output import json_option, print_json, print_rich
+from sinkscope.cli.output import Measure, json_option, print_json, print_rich, readable_bytes
+from sinkscope.cli.places import bytes_on_disk
+from sinkscope.processes import Process
 
 if TYPE_CHECKING:
     from sinkscope.store.reader import RunReader
@@ -21,7 +25,10 @@ Examples:
 @click.argument("run", metavar="RUN.h5", type=click.Path(path_type=Path))
 @json_option
 def command(run: Path, as_json: bool) -> None:
-    """Show what a run file holds, finished or still being written."""
+    """Show what a run file holds: finished, interrupted, or while another process writes it.
+
+    For an unfinished one, also how fast it was written, as far as that is known, and the command that goes on with it.
+    """
     from sinkscope.store.reader import RunReader
 
     with RunReader(run) as reader:
@@ -33,24 +40,29 @@ def command(run: Path, as_json: bool) -> None:
 
 
 def describe(reader: "RunReader") -> dict[str, Any]:
-    """The contents of a run file in numbers, ready for JSON."""
+    """The contents of a run file in numbers, ready for JSON. Reads none of its row data, however many there are."""
+    import numpy as np
+
     from sinkscope.store.layout import KIND_NAMES
 
-    attributes, tokens = reader.attributes, reader.tokens
+    attributes, plan = reader.attributes, reader.plan
     done, total = reader.progress
-    attention = reader.attention
+    computed = np.isin(plan.tokens.sample, plan.order[:done])
+    kinds = np.bincount(plan.tokens.kind[computed], minlength=len(KIND_NAMES)).tolist()
     return {
         "path": str(reader.path),
         "bytes": reader.path.stat().st_size,
+        "bytes_on_disk": bytes_on_disk(reader.path),
         "schema_version": attributes.schema_version,
         "status": attributes.status,
         "samples": {"done": done, "total": total},
         "tokens": {
-            "total": len(tokens),
-            **{name: int((tokens.kind == kind).sum()) for kind, name in enumerate(KIND_NAMES)},
+            "done": int(computed.sum()),
+            "total": len(plan.tokens),
+            **dict(zip(KIND_NAMES, kinds, strict=True)),
         },
-        "hidden_states_sampled": len(reader.sampled(0)[0]),
-        "attention": {"status": attributes.attention, "tokens": 0 if attention is None else len(attention.token)},
+        "hidden_states_sampled": int(computed[plan.sampled_tokens].sum()),
+        "attention": {"status": attributes.attention, "tokens": int(computed[plan.attention_tokens].sum())},
         "model_id": attributes.model_id,
         "revision": attributes.revision,
         "backbone": dict(attributes.backbone),
@@ -61,26 +73,92 @@ def describe(reader: "RunReader") -> dict[str, Any]:
         "settings": dict(attributes.settings),
         "calibration": dict(attributes.calibration),
         "versions": dict(attributes.versions),
+        **(_unfinished(reader, computed) if done < total else {"writer": None, "rate": None, "resume": None}),
     }
+
+
+def _unfinished(reader: "RunReader", computed: Any) -> dict[str, Any]:
+    """Who writes the file or was killed while it did, its tokens a second, and the command to go on."""
+    import numpy as np
+
+    from sinkscope.store.lock import last_writer
+
+    owner = last_writer(reader.path)
+    if owner is None:
+        return {"writer": None, "rate": None, "resume": _resume(reader)}
+    before = np.isin(reader.plan.tokens.sample, reader.plan.order[: owner.samples_done])
+    seconds = reader.path.stat().st_mtime - owner.began
+    tokens = int(computed.sum() - before.sum())
+    began = datetime.fromtimestamp(owner.began, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    return {
+        "writer": {"process": owner.process, "host": owner.host, "began": began, "alive": owner.alive},
+        "rate": tokens / seconds if tokens > 0 and seconds > 0 else None,
+        "resume": None if owner.alive else _resume(reader),
+    }
+
+
+def _resume(reader: "RunReader") -> str:
+    """The command that goes on with an interrupted run. The file does not know where its data were."""
+    attributes, settings, path = reader.attributes, reader.attributes.settings, reader.path
+    process, part = Process(), attributes.calibration.get("part")
+    if part is not None:
+        process = Process(size=part["ranks"], local_size=part["ranks"])
+        path = path.with_name("".join(path.name.rsplit(f".rank{part['rank']}", 1)))
+    options: dict[str, Any] = {
+        "--revision": attributes.revision,
+        "--samples": settings.get("max_samples"),
+        "--tokens": settings.get("max_tokens"),
+        "--keep": None if settings.get("keep") == "sample" else settings.get("keep"),
+        "--seed": attributes.seed or None,
+    }
+    command = [*process.launcher(), "profile", attributes.model_id, "--run", str(path)]
+    command += [word for option, value in options.items() if value is not None for word in (option, str(value))]
+    if not settings.get("attention", True):
+        command.append("--no-attention")
+    template = settings.get("chat_template")
+    if template is not None:
+        command.append("--chat-template" if template else "--no-chat-template")
+    return shlex.join([*command, "--resume"])
 
 
 def _lines(facts: dict[str, Any]) -> list[str]:
     samples, tokens, backbone = facts["samples"], facts["tokens"], facts["backbone"]
-    state = facts["status"]
-    if samples["done"] < samples["total"]:
-        state += ": continue with the same `sinkscope profile` command and --resume"
-    return [
-        f"{facts['path']}  ({facts['bytes'] / 2**20:.1f} MiB, schema {facts['schema_version']})",
-        f"status         {state}",
+    calibration, part = facts["calibration"], facts["calibration"].get("part")
+    lines = [
+        f"{facts['path']}  ({readable_bytes(facts['bytes'])}, schema {facts['schema_version']})",
+        f"status         {_state(facts)}",
+        f"samples        {samples['done']:,} of {samples['total']:,}"
+        + (f", part {part['rank']} of a run of {part['ranks']} processes" if part else ""),
+        f"tokens         {tokens['done']:,} of {tokens['total']:,}: {tokens['text']:,} text, {tokens['special']:,} "
+        f"special, {tokens['visual']:,} visual",
+    ]
+    if facts["rate"] is not None:
+        lines.append(
+            f"progress       {Measure('tokens', 'tokens', tokens['done'], tokens['total'], facts['rate']).told()}"
+        )
+    if facts["bytes_on_disk"] < facts["bytes"]:
+        lines.append(f"on the disk    {readable_bytes(facts['bytes_on_disk'])} so far")
+    lines += [
         f"model          {facts['model_id']}" + (f" at {facts['revision']}" if facts["revision"] else ""),
         f"backbone       {backbone.get('model_type', 'unknown')}, {facts['num_layers']} layers, "
         f"hidden size {facts['hidden_size']}, {facts['dtype']}",
-        f"samples        {samples['done']} of {samples['total']}",
-        f"tokens         {tokens['total']}: {tokens['text']} text, {tokens['special']} special, "
-        f"{tokens['visual']} visual",
-        f"hidden states  {facts['hidden_states_sampled']} tokens sampled",
+        f"data           {calibration.get('source', 'unknown')}; fingerprint "
+        f"{str(calibration.get('fingerprint', 'unknown'))[:12]}, seed {facts['seed']}",
+        f"hidden states  {facts['hidden_states_sampled']:,} tokens sampled",
         f"attention      {facts['attention']['status']}"
-        + (f", {facts['attention']['tokens']} tokens" if facts["attention"]["tokens"] else ""),
-        f"seed           {facts['seed']}",
+        + (f", {facts['attention']['tokens']:,} tokens" if facts["attention"]["tokens"] else ""),
         "versions       " + ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
     ]
+    if facts["resume"] is not None:
+        lines += ["go on with     " + facts["resume"], "               and the same data, --dtype and --device"]
+    return lines
+
+
+def _state(facts: dict[str, Any]) -> str:
+    samples, writer = facts["samples"], facts["writer"]
+    if samples["done"] == samples["total"]:
+        return str(facts["status"])
+    if writer is None or writer["alive"] is False:
+        return "interrupted" if writer is None else "interrupted: its process was killed"
+    where = f"process {writer['process']} on {writer['host']} since {writer['began']}"
+    return f"being written by {where}" if writer["alive"] else f"unfinished; written, if it still runs, by {where}"

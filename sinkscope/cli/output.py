@@ -2,14 +2,19 @@
 
 import contextlib
 import json
-import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import click
+
+if TYPE_CHECKING:
+    from sinkscope.cli.events import EventLog
 
 JSON_HELP = "Print one JSON document on stdout, and nothing else there."
 
@@ -71,27 +76,108 @@ def quiet_libraries() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
+@dataclass(frozen=True)
+class Measure:
+    """How far one part of the work is.
+
+    Attributes
+    ----------
+    stage : str
+        The part of the work.
+    unit : str or None
+        What is counted; None where nothing is.
+    done, total : int
+        In that unit; the total is None where it is not known.
+    rate : float or None
+        Units a second since the part began here; None as long as it is not known.
+    details : mapping of str to int
+        What else is known, such as layers and bytes.
+    """
+
+    stage: str
+    unit: str | None
+    done: int
+    total: int | None
+    rate: float | None = None
+    details: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """None where it is not known."""
+        return None if self.rate is None or self.total is None else max(0, self.total - self.done) / self.rate
+
+    def told(self) -> str:
+        """For a person, on one line."""
+        unit = "" if self.unit in ("bytes", self.stage) else f" {self.unit}"
+        parts = [f"{self._counted(self.done)} of {self._counted(self.total or 0)}{unit}"]
+        if self.rate is not None:
+            slow = self.unit != "bytes" and self.rate < 1
+            parts.append(f"{1 / self.rate:.1f} s each" if slow else f"{self._counted(self.rate)} a second")
+        if self.seconds_left:
+            parts.append(f"{readable_span(self.seconds_left)} left")
+        for name, value in self.details.items():
+            parts.append(readable_bytes(value) if name == "bytes" else f"{value:,} {name}")
+        return ", ".join(parts)
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields of a progress event."""
+        left = self.seconds_left
+        return {
+            "stage": self.stage,
+            "unit": self.unit,
+            "done": self.done,
+            "total": self.total,
+            "rate": None if self.rate is None else round(self.rate, 3),
+            "seconds_left": None if left is None else round(left, 1),
+            **self.details,
+        }
+
+    def _counted(self, number: float) -> str:
+        if self.unit == "bytes":
+            return readable_bytes(number)
+        return f"{number:,.1f}" if isinstance(number, float) and number < 100 else f"{number:,.0f}"
+
+
+def readable_bytes(number: float) -> str:
+    """A number of bytes in decimal units, such as "12.3 MB"."""
+    from rich.filesize import decimal
+
+    return decimal(int(number))
+
+
+def readable_span(seconds: float) -> str:
+    """A time such as "8.5 s" or "1:02:03"."""
+    return f"{seconds:.1f} s" if seconds < 10 else str(timedelta(seconds=round(seconds)))
+
+
 class ProgressBar:
     """Progress of a run on stderr: a bar on a terminal, else a plain line every few seconds.
 
-    `stage` gives the callback ``(done, total)`` for one part of the work.
+    `stage` gives the callback ``(done, total)`` for one part of the work. Rate and time left count from its first call.
+    On other ranks than the first of several processes, and where events go to stderr, nothing is shown.
+
+    Parameters
+    ----------
+    events : EventLog, optional
+        Gets the progress too.
     """
 
     SECONDS_BETWEEN_LINES = 5.0
 
-    def __init__(self) -> None:
+    def __init__(self, events: "EventLog | None" = None) -> None:
+        self._events = events
         self._bar: Any = None
+        self._silent = (events is not None and events.on_stderr) or os.environ.get("RANK", "0") != "0"
 
     def __enter__(self) -> Self:
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not self._silent:
             from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+            from rich.progress import BarColumn, Progress, TextColumn
 
             self._bar = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
+                TextColumn("{task.fields[told]}", markup=False),
                 # The stream itself, because a load may redirect sys.stderr for its time.
                 console=Console(file=sys.stderr),
             )
@@ -107,27 +193,48 @@ class ProgressBar:
     @contextlib.contextmanager
     def waiting(self, name: str) -> Iterator[None]:
         """Show on a terminal that something without a measure of progress is going on."""
-        task = None if self._bar is None else self._bar.add_task(name, total=None)
+        if self._events is not None:
+            self._events.progress(Measure(name, None, 0, None), due=True)
+        task = None if self._bar is None else self._bar.add_task(name, total=None, told="")
         try:
             yield
         finally:
             if task is not None:
                 self._bar.remove_task(task)
 
-    def stage(self, name: str) -> Callable[[int, int], None]:
-        """The callback of the part of the work called `name`."""
-        task = None if self._bar is None else self._bar.add_task(name, total=None)
-        shown_at = -math.inf
-        finished = False
+    def stage(
+        self, name: str, unit: str | None = None, details: Callable[[], Mapping[str, int]] | None = None
+    ) -> Callable[[int, int], None]:
+        """The callback of the part of the work called `name`, which appears with its first call.
+
+        Parameters
+        ----------
+        name : str
+        unit : str, optional
+            What is counted, where that is not the name; "bytes" are shown as such.
+        details : callable, optional
+            Gives what else is to be told, by name.
+        """
+        task: Any = None
+        first, started, shown_at, shown = 0, 0.0, 0.0, -1
 
         def show(done: int, total: int) -> None:
-            nonlocal shown_at, finished
-            if task is not None:
-                self._bar.update(task, completed=done, total=total)
-            elif finished:
-                return
-            elif done >= total or time.monotonic() - shown_at >= self.SECONDS_BETWEEN_LINES:
-                shown_at, finished = time.monotonic(), done >= total
-                note(f"{name}: {done} of {total}")
+            nonlocal task, first, started, shown_at, shown
+            now = time.monotonic()
+            if shown < 0:
+                first, started = done, now
+            rate = (done - first) / (now - started) if done > first and now > started else None
+            measure = Measure(name, unit or name, done, total, rate, details() if details is not None else {})
+            due = shown < 0 or (done >= total > shown) or now - shown_at >= self.SECONDS_BETWEEN_LINES
+            if self._bar is not None:
+                if task is None:
+                    task = self._bar.add_task(name, total=total, told="")
+                self._bar.update(task, completed=done, total=total, told=measure.told())
+            elif due and not self._silent:
+                note(f"{name}: {measure.told()}")
+            if self._events is not None:
+                self._events.progress(measure, due)
+            if due:
+                shown_at, shown = now, done
 
         return show

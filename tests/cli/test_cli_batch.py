@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from sinkscope.cli.apply import describe
-from sinkscope.cli.batch import QuestionBar
 from sinkscope.cli.output import print_rich
 from sinkscope.errors import InputError
 from sinkscope.profile import Backbone, Profile, Provenance, SinkDimension
@@ -47,6 +46,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         model_id="stand-in",
         revision=None,
         model=SimpleNamespace(dtype="torch.float32"),
+        note=None,
         anatomy=SimpleNamespace(fingerprint=lambda: fingerprint),
     )
 
@@ -181,21 +181,6 @@ def test_other_questions_profiles_and_models_are_refused(sinkscope, folder, mode
     (folder / "hand.json").write_text(json.dumps(data | {"reason": "by another hand"}))
     sinkscope(*again).refused("a.jsonl was made with other contents of the profile")
     assert len(answers(folder)) == 3
-
-
-def test_progress_tells_rate_and_time_left(capsys, monkeypatch):
-    clock = iter([100.0, 101.0, 105.0, 112.0, 113.0])
-    monkeypatch.setattr("sinkscope.cli.batch.time.monotonic", lambda: next(clock))
-    with QuestionBar() as bar:
-        show = bar.questions()
-        for done in (3, 4, 13, 27, 30):
-            show(done, 30)
-    assert capsys.readouterr().err.splitlines() == [
-        "questions: 3 of 30",
-        "questions: 13 of 30, 2.0 a second, 8.5 s left",
-        "questions: 27 of 30, 2.0 a second, 1.5 s left",
-        "questions: 30 of 30, 2.1 a second",
-    ]
 
 
 def test_two_answers_are_shown_side_by_side(capsys):
