@@ -44,7 +44,7 @@ def profiles(verdict: Verdict) -> bool:
     # A model that nobody can show a picture in this way (none enters its decoder as a token) profiles on texts.
     shown = verdict.get("connector") not in ("no images", "no placeholders")
     agree = verdict.get("states_agree") is not False
-    return step(verdict, "profile") == "works" and agree and (not shown or pictures in (None, "works", "not run"))
+    return step(verdict, "profile") == "works" and agree and (not shown or pictures in (None, "works"))
 
 
 def structural(verdict: Verdict) -> bool:

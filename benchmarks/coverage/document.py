@@ -11,7 +11,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "coverage.md"
 HEAD = """# Which models work
 
 Every model type in the causal-LM and image-text-to-text mappings of transformers {transformers}: {types} types in all.
-Each is built small from its own config class with random weights, and then run for real:
+Each is built small from its own config class with random weights (token ids that a config leaves empty are filled in,
+as a checkpoint's are), and then run for real:
 
 - **Profile**: two dimensions are made massive on chosen tokens from layer 2 on; capture into a run file and discovery
   must give back exactly these two. On texts, and for models that see also on pictures.
@@ -21,6 +22,8 @@ Each is built small from its own config class with random weights, and then run 
   difference of any logit over the largest logit, on the model's own kernel; "eager" marks models whose two kernels
   differ too much by themselves, without VAR, and which are therefore compared on the eager one. Where VAR cannot apply,
   it must say so.
+- **Refused (structure)**: the reason given is a property of the model's structure, and was seen to be true in a pass of
+  the model itself, or in its config where there is nothing to run.
 
 `python -m benchmarks.coverage` judges them and writes this page from `benchmarks/results/coverage.json`; nothing here
 is typed by hand. Random weights show that the plumbing is right, not that a trained model has sinks.
@@ -50,7 +53,7 @@ def _bars(all_bars: list[Bar]) -> str:
     lines.append("")
     for bar in all_bars:
         if bar.missing:
-            lines.append(f"- Not among the {bar.met} of {bar.of} {bar.words.split(',')[0]}: {', '.join(bar.missing)}.")
+            lines.append(f"- Not “{bar.words.split(',')[0].split(' (')[0]}”: {', '.join(bar.missing)}.")
     return "\n".join([*lines, ""])
 
 

@@ -95,12 +95,18 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     },
     "gemma4_unified_assistant": {"text_config.num_kv_shared_layers": 2, "text_config.layer_types": _SHARING},
     "got_ocr2": {"vision_config.image_size": 256},
-    "granite4_vision": {"deepstack_layer_map": [(1, 1), (3, 3)], "downsample_rate": "1/7"},
+    "granite4_vision": {
+        "deepstack_layer_map": [(1, 1), (3, 3)],
+        "spatial_target_layers": [0, 2, 4, 5],
+        "downsample_rate": "4/8",
+        "vision_config.image_size": 256,
+        "image_grid_pinpoints": [[512, 512]],
+    },
     "granitemoehybrid": {"layer_types": _HYBRID},
     "hrm_text": {"num_layers_per_stack": 6, "num_hidden_layers": 48},
     "mllama": {"cross_attention_layers": [1, 4]}
     | _inside("text_config", {"cross_attention_layers": [1, 4]})
-    | {"vision_config.vision_output_dim": 384},
+    | {"vision_config.vision_output_dim": 384, "vision_config.image_size": 56},
     "idefics3": {"vision_config.image_size": 256},
     "kimi_k25": {"projection_hidden_size": 64},
     "llama4": {
@@ -113,6 +119,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "molmo2": {"image_patch_id": 600, "adapter_config.vision_feature_layer": [-2, -4]},
     "muse_glimmer": {"out_hidden_size": 256},
     "muse_spark": {"out_hidden_size": 256},
+    "kosmos-2": {"text_config.layers": 6},
+    "kosmos-2.5": {"text_config.layers": 6},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 3},
     "mamba2": {"num_heads": 8},
     "pp_chart2table": {"vision_config.image_size": 256},

@@ -7,7 +7,7 @@ and what comes back says how many visual tokens a picture has.
 import inspect
 import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ class PictureMaker:
     """Makes the inputs of one model.
 
     Also stands in for a processor, so that a capture run can be given pictures: called with images and a text it makes
-    a prompt with as many pictures, whatever they show.
+    a prompt with as many pictures, whatever they show; without images a text beside a blank picture that no token sees.
     """
 
     chat_template = None
@@ -117,15 +117,16 @@ class PictureMaker:
         for name in ("mm_token_type_ids", "token_type_ids", "moe_mm_token_type_ids"):
             if name in accepted:
                 inputs[name] = (ids == self.image_id).long()
-        inputs |= self.layout(pictures) | {
+        pixels = self.layout(max(pictures, 1))
+        inputs |= (pixels if pictures else {name: torch.zeros_like(value) for name, value in pixels.items()}) | {
             "qformer_input_ids": some_ids(pictures, 4),
             "image_embeds_position_mask": (ids == self.image_id).long(),
-            "image_attention_mask": torch.ones(*ids.shape, pictures, dtype=torch.long),
+            "image_attention_mask": torch.full((*ids.shape, max(pictures, 1)), int(pictures > 0)),
             "cross_attention_mask": torch.ones(*ids.shape, pictures, 4, dtype=torch.long),
         }
         return {name: value for name, value in inputs.items() if name in accepted or name == "attention_mask"}
 
-    def __call__(self, images: list[Any], text: str, return_tensors: str) -> dict[str, Tensor]:
+    def __call__(self, text: str, return_tensors: str, images: Sequence[Any] = ()) -> dict[str, Tensor]:
         words = self.tokenizer(text.replace(self.image_token, ""), add_special_tokens=False)["input_ids"]
         row: list[int] = [BOS_ID]
         for _ in images:

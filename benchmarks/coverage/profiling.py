@@ -1,6 +1,7 @@
 """Profile one small model with planted massive activations, and ask whether exactly they come back."""
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +11,23 @@ from torch import Tensor, nn
 import sinkscope
 from benchmarks.coverage.building import forward, one_line
 from benchmarks.coverage.planting import DIMS, FIRST_LAYER, Planted
-from benchmarks.coverage.words import some_ids, stops, tokenizer
+from benchmarks.coverage.words import stops, tokenizer
 from sinkscope.backbone.anatomy import Anatomy
 from sinkscope.backbone.hooks import entering_states
 from sinkscope.backbone.loading import LoadedModel
+from sinkscope.calibration import Sample
 from sinkscope.errors import SinkscopeError
 
 SAMPLES, SAMPLES_WITH_PICTURES, TOKENS = 24, 40, 4000
 
 
 def profile_planted(
-    model: nn.Module, anatomy: Anatomy, size: float, images: list[Any] | None = None, processor: Any = None
+    model: nn.Module, anatomy: Anatomy, size: float, processor: Any = None, images: Sequence[Sample] = ()
 ) -> dict[str, Any]:
     """Capture into a run file, discovery, and what came of it, ready for JSON.
 
-    `size` is that of the planted entries. `processor` makes `images` into inputs with visual tokens.
+    `size` is that of the planted entries. `processor` makes `images` into inputs with visual tokens. Without images the
+    samples are texts.
     """
     result: dict[str, Any] = {"planted": list(DIMS)}
     loaded = LoadedModel(model, tokenizer(), processor, anatomy, anatomy.model_type)
@@ -34,7 +37,7 @@ def profile_planted(
         with tempfile.TemporaryDirectory(prefix="coverage-") as folder:
             profile = sinkscope.profile_model(
                 loaded,
-                images=images,
+                images=None if processor is None else list(images),
                 samples=SAMPLES_WITH_PICTURES if images else SAMPLES,
                 tokens=None if images else TOKENS,
                 attention=False,
@@ -58,23 +61,25 @@ def profile_planted(
     return result
 
 
-def states_agree(model: nn.Module, anatomy: Anatomy) -> bool | None:
+def states_agree(model: nn.Module, anatomy: Anatomy, inputs: dict[str, Tensor]) -> bool | None:
     """Whether transformers' own `hidden_states` are among the states that sinkscope sees, in order; None without any.
 
     The last own one stands after the final norm and does not count.
     """
-    ids = some_ids(1, 12)
     seen: dict[int, Tensor] = {}
     try:
         with entering_states(model, anatomy, lambda layer, state: seen.update({layer: state.clone()})):
-            output = forward(model, input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True)
+            output = forward(model, **inputs, output_hidden_states=True)
     except Exception:
         return None
-    own = getattr(output, "hidden_states", None)
-    if not own or len(own) != anatomy.num_layers + 1 or not all(isinstance(state, Tensor) for state in own):
+    own = getattr(output, "hidden_states", None) or getattr(output, "language_model_outputs", {}).get("hidden_states")
+    if not own or len(own) < 2 or not all(isinstance(state, Tensor) for state in own):
         return None
     if 0 not in seen:
         return False
+    # Some give back the hidden states of their image encoder.
+    if own[0].shape[:2] != inputs["input_ids"].shape:
+        return None
     # A model that leaves out the embeddings may still do something to the last state before it is collected.
     counted = own[:-1] if _same(own[0], seen[0]) else own[:-2]
     left = [seen[layer] for layer in sorted(seen)]

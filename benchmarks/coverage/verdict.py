@@ -18,6 +18,7 @@ from benchmarks.coverage.connectors import connector
 from benchmarks.coverage.pictures import NoPicturesError, PictureMaker
 from benchmarks.coverage.planting import spike_size
 from benchmarks.coverage.profiling import profile_planted, states_agree
+from benchmarks.coverage.structure import confirmed
 from benchmarks.coverage.words import some_ids
 from sinkscope.backbone.anatomy import Anatomy, find_anatomy
 from sinkscope.calibration import default_images
@@ -26,15 +27,6 @@ from sinkscope.errors import SinkscopeError
 SEEING = "image-text-to-text"
 PICTURES, MANY_TOKENS = 12, 200
 """Pictures to profile on; half as many where each has many visual tokens."""
-STRUCTURAL = (
-    "is an encoder",
-    "encoder-decoder",
-    "no single hidden size",
-    "not constant over depth",
-    "residual streams",
-    "no attention",
-)
-"""Words of the refusals that the model's structure alone explains."""
 
 
 def judge(kind: str, mapping: str) -> dict[str, Any]:
@@ -64,19 +56,22 @@ def _judged(kind: str, mapping: str) -> dict[str, Any]:
     try:
         anatomy = find_anatomy(model)
     except SinkscopeError as error:
-        return result | {"refusal": str(error), "structural": _confirmed(model, str(error))}
+        return result | {"refusal": str(error), "structural": confirmed(model, str(error))}
     except Exception as error:
         result["crash"] = f"looking at its structure: {one_line(error)}"
     if inputs is None:
         raise NotBuiltError(f"its own forward fails: {problem}")
     if "crash" in result:
         return result
-    result["states_agree"] = states_agree(model, anatomy)
+    result["states_agree"] = states_agree(model, anatomy, inputs)
     try:
         size = spike_size(model, anatomy, lambda: forward(model, **inputs))
     except SinkscopeError as error:
-        return result | {"refusal": str(error), "structural": _structural(str(error))}
-    result["profile"] = profile_planted(model, anatomy, size)
+        return result | {"refusal": str(error), "structural": confirmed(model, str(error))}
+    result["profile"] = profile_planted(model, anatomy, size, maker)
+    if result["profile"]["status"] == "refused":
+        reason = result["profile"]["reason"]
+        return result | {"refusal": reason, "structural": confirmed(model, reason)}
     if sees:
         result["pictures"] = _pictures(model, anatomy, size, maker, why_none)
         result["var"] = _var(model, anatomy, maker, why_none)
@@ -120,7 +115,7 @@ def _pictures(
     except SinkscopeError as error:
         return {"status": "refused", "reason": str(error)}
     images = default_images()[: PICTURES // 2 if maker.each >= MANY_TOKENS else PICTURES]
-    return profile_planted(model, anatomy, size, images=images, processor=maker)
+    return profile_planted(model, anatomy, size, maker, images)
 
 
 def _var(model: nn.Module, anatomy: Anatomy, maker: PictureMaker | None, why_none: str) -> dict[str, Any]:
@@ -142,12 +137,7 @@ def overall(result: dict[str, Any]) -> dict[str, Any]:
         return {"verdict": "refused", "reason": result["refusal"]}
     if "crash" in result:
         return {"verdict": "failed", "reason": result["crash"]}
-    profile = result["profile"]
-    if profile["status"] == "refused":
-        return {"verdict": "refused", "reason": profile["reason"], "structural": _structural(profile["reason"])}
-    reasons = [
-        f"{name}: {step['reason']}" for name, step in _steps(result) if step["status"] not in ("works", "not run")
-    ]
+    reasons = [f"{name}: {step['reason']}" for name, step in _steps(result) if step["status"] != "works"]
     if result["states_agree"] is False:
         reasons.append("the states seen are not transformers' hidden_states")
     return {"verdict": "failed", "reason": "; ".join(reasons)} if reasons else {"verdict": "works", "reason": ""}
@@ -163,22 +153,3 @@ def _steps(result: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     status = result["var"]["status"]
     var = {"status": "works"} if status == "refused" else {"status": "failed", "reason": f"{status}, not refused"}
     return [(name, var if name == "var" else step) for name, step in steps]
-
-
-def _structural(reason: str) -> bool:
-    """Whether a refusal is one that the bars allow, by its words."""
-    return any(words in reason for words in STRUCTURAL)
-
-
-def _confirmed(model: Any, reason: str) -> bool:
-    """A structural refusal that holds: who is called an encoder must let words see later ones."""
-    if "is an encoder (" not in reason:
-        return _structural(reason)
-    ids = some_ids(1, 16)
-    other = ids.clone()
-    other[0, -1] = ids[0, -1] + 1
-    try:
-        before, after = (forward(model, input_ids=each).logits[0, -16:-1] for each in (ids, other))
-    except Exception:
-        return True
-    return not torch.allclose(before, after, atol=1e-5 * float(before.abs().max()))

@@ -10,14 +10,22 @@ Works on the meta device, so that looking at a model costs nothing. Not guarante
 residual stream of the hidden size on. Capture checks it on the first batch.
 """
 
+import inspect
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from sinkscope.backbone.attention_kinds import AttentionKind, holds_softmax_attention, interface_caller, kind_of
+from sinkscope.backbone.attention_kinds import (
+    AttentionKind,
+    holds_attention,
+    holds_softmax_attention,
+    interface_caller,
+    key_value_heads,
+    kind_of,
+)
 from sinkscope.backbone.config_values import count_of, value_of
 from sinkscope.backbone.vision import has_cross_attention, has_resampler, placeholder_ids, sees_pictures
 from sinkscope.errors import UnsupportedModelError
@@ -79,6 +87,15 @@ class Anatomy:
             "vocab_size": self.vocab_size,
         }
 
+    @property
+    def attention_refusal(self) -> str | None:
+        """Why attention can be neither read nor changed; None where it can."""
+        if not any(self.attention_layers):
+            return f"{self.model_type} has no softmax attention"
+        if not self.attention_interface:
+            return f"the attention of {self.model_type} does not go through transformers' attention interface"
+        return None
+
     def to_dict(self) -> dict[str, Any]:
         """All fields, ready for JSON."""
         return asdict(self)
@@ -122,8 +139,9 @@ def find_anatomy(model: nn.Module) -> Anatomy:
     """
     config = text_config(model)
     kind = str(getattr(config, "model_type", type(model).__name__))
-    if getattr(model.config, "is_encoder_decoder", False):
-        raise UnsupportedModelError(f"{kind} is an encoder-decoder model; sinkscope works on decoder-only models")
+    if _is_encoder_decoder(model):
+        whole = getattr(model.config, "model_type", kind)
+        raise UnsupportedModelError(f"{whole} is an encoder-decoder model; sinkscope works on decoder-only models")
     depths = [depth for name in _DEPTHS if (depth := count_of(config, name)) is not None]
     width = count_of(config, "hidden_size")
     if not depths or width is None:
@@ -134,42 +152,52 @@ def find_anatomy(model: nn.Module) -> Anatomy:
     path = _layers_path(holder, config, depths, kind)
     layers_path = f"{holder_path}.{path}" if holder_path else path
     layers: Any = model.get_submodule(layers_path)
-    whole: Any = model.config
-    placeholders, multimodal = placeholder_ids(whole), sees_pictures(whole)
+    whole_config: Any = model.config
+    multimodal = sees_pictures(whole_config)
     causal = [module.is_causal for layer in layers for module in layer.modules() if hasattr(module, "is_causal")]
     # Multimodal decoders may attend both ways inside a picture, so their modules need not call themselves causal.
     if causal and not any(causal) and not multimodal and value_of(config, "is_decoder") is not True:
         raise UnsupportedModelError(f"{kind} is an encoder (its attention is not causal); sinkscope works on decoders")
-    attention_layers = tuple(holds_softmax_attention(layer, config, index) for index, layer in enumerate(layers))
-    interface = any(interface_caller(type(module)) for layer in layers for module in layer.modules())
-    refusal = None
-    if not multimodal:
-        refusal = f"{kind} has no visual tokens: VAR moves attention to an image, and this model sees none"
-    elif has_cross_attention(holder):
-        refusal = f"{kind} reads images through cross-attention layers: no visual tokens in the decoder to recycle to"
-    elif has_resampler(model, holder_path or layers_path):
-        refusal = f"{kind} compresses images with a resampler (learned queries): its visual tokens are not patches"
-    elif not placeholders:
-        refusal = f"the config of {kind} names no image token, so visual positions are unknown"
-    elif not any(attention_layers):
-        refusal = f"{kind} has no softmax attention"
-    elif not interface:
-        refusal = f"the attention of {kind} does not go through transformers' attention interface"
-    return Anatomy(
+    anatomy = Anatomy(
         model_type=kind,
         layers_path=layers_path,
         hidden_size=width,
         num_layers=len(layers),
         num_heads=count_of(config, "num_attention_heads"),
-        num_kv_heads=count_of(config, "num_key_value_heads") or count_of(config, "num_attention_heads"),
+        num_kv_heads=key_value_heads(layers.modules(), config),
         vocab_size=count_of(config, "vocab_size"),
-        attention_layers=attention_layers,
-        attention_interface=interface,
+        attention_layers=tuple(holds_softmax_attention(layer, config, index) for index, layer in enumerate(layers)),
+        attention_interface=any(interface_caller(type(module)) for layer in layers for module in layer.modules()),
         multimodal=multimodal,
-        placeholder_ids=placeholders,
-        var_refusal=refusal,
+        placeholder_ids=placeholder_ids(whole_config),
+        var_refusal=None,
         attention_kinds=tuple(kind_of(layer, config, index) for index, layer in enumerate(layers)),
     )
+    return replace(anatomy, var_refusal=_var_refusal(anatomy, model, holder_path or layers_path, holder))
+
+
+def _var_refusal(anatomy: Anatomy, model: nn.Module, decoder_path: str, decoder: nn.Module) -> str | None:
+    kind = anatomy.model_type
+    if not anatomy.multimodal:
+        return f"{kind} has no visual tokens: VAR moves attention to an image, and this model sees none"
+    if has_cross_attention(decoder):
+        return f"{kind} reads images through cross-attention layers: no visual tokens in the decoder to recycle to"
+    if has_resampler(model, decoder_path):
+        return f"{kind} compresses images with a resampler (learned queries): its visual tokens are not patches"
+    if not anatomy.placeholder_ids:
+        return f"the config of {kind} names no image token, so visual positions are unknown"
+    return anatomy.attention_refusal
+
+
+def _is_encoder_decoder(model: nn.Module) -> bool:
+    """Whether one stack of layers reads the prompt and another one writes."""
+    if getattr(model.config, "is_encoder_decoder", False):
+        return True
+    if not isinstance(model, PreTrainedModel) or "decoder_input_ids" not in inspect.signature(model.forward).parameters:
+        return False
+    encoder, decoder = model.get_encoder(), model.get_decoder()
+    # A wrapper around any language model takes such ids too; around a decoder it gives the same stack for both.
+    return all(one not in set(other.modules()) for one, other in ((encoder, decoder), (decoder, encoder)))
 
 
 def _text_decoder(model: nn.Module, config: PreTrainedConfig) -> tuple[str, nn.Module]:
@@ -189,19 +217,48 @@ def _layers_path(holder: nn.Module, config: PreTrainedConfig, depths: list[int],
         for path, module in holder.named_modules()
         if path and isinstance(module, PreTrainedModel) and module.config is not config
     )
-    stacks = [
-        (path, module)
+    stacks = {
+        path: module
         for path, module in holder.named_modules()
         if isinstance(module, nn.ModuleList) and not path.startswith(towers)
-    ]
-    lists = next((found for depth in depths if (found := [entry for entry in stacks if len(entry[1]) == depth])), [])
-    # A list inside another candidate's entries (experts, say) belongs to a layer; it is not the list of layers.
-    paths = {path for path, _ in lists}
-    outer = [(path, module) for path, module in lists if not any(path.startswith(f"{other}.") for other in paths)]
-    if not outer:
+    }
+    same_depth = ({path: module for path, module in stacks.items() if len(module) == depth} for depth in depths)
+    lists = _outermost(next(filter(None, same_depth), {}))
+    if not lists:
+        raise UnsupportedModelError(_no_stack(holder, _outermost(stacks), depths[0], kind))
+    # Those that transformers itself gives back as hidden states, where it says so; else most of the parameters.
+    recorded = _recorded(holder)
+    chosen = {path: each for path, each in lists.items() if any(isinstance(layer, recorded) for layer in each)} or lists
+    path = max(chosen, key=lambda path: sum(parameter.numel() for parameter in chosen[path].parameters()))
+    if not holds_attention(chosen[path]) and any(holds_attention(each) for each in lists.values()):
         raise UnsupportedModelError(
-            f"no list of {depths[0]} decoder layers found in {type(holder).__name__} ({kind}); it is no plain stack of "
-            "layers, each run once"
+            f"the parts of a layer of {kind} stand in parallel lists ({', '.join(lists)}): no list of modules passes "
+            "the residual stream on"
         )
-    # Parallel lists occur (norms beside layers); the decoder layers hold most of the parameters.
-    return max(outer, key=lambda entry: sum(parameter.numel() for parameter in entry[1].parameters()))[0]
+    return path
+
+
+def _outermost(lists: dict[str, nn.ModuleList]) -> dict[str, nn.ModuleList]:
+    """Without the lists inside the entries of another one (experts, say): those belong to a layer."""
+    return {path: entry for path, entry in lists.items() if not any(path.startswith(f"{other}.") for other in lists)}
+
+
+def _recorded(holder: nn.Module) -> tuple[type, ...]:
+    """The classes of modules whose outputs transformers calls hidden states; mostly one."""
+    declared = (getattr(holder, "_can_record_outputs", None) or {}).get("hidden_states", ())
+    entries = declared if isinstance(declared, (list, tuple)) else (declared,)
+    classes = (getattr(entry, "target_class", entry) for entry in entries)
+    return tuple(entry for entry in classes if isinstance(entry, type))
+
+
+def _no_stack(holder: nn.Module, lists: dict[str, nn.ModuleList], depth: int, kind: str) -> str:
+    """Why there is no list of the decoder layers."""
+    held = sum(len(entry) for entry in lists.values())
+    if held and depth > held and depth % held == 0:
+        return (
+            f"{kind} states {depth} layers and holds {held} ({', '.join(lists)}): they run more than once in a pass, "
+            "so the state entering a layer is not one state"
+        )
+    return (
+        f"no list of {depth} decoder layers found in {type(holder).__name__} ({kind}); it is no plain stack of layers"
+    )

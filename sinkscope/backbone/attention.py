@@ -203,9 +203,9 @@ def _attention_modules(model: nn.Module, anatomy: Anatomy, layers: Collection[in
                 )
             found[module] = index
     if not found and (layers is None or layers):
+        reason = anatomy.attention_refusal or f"no layer chosen of {anatomy.model_type} calls the attention interface"
         raise UnsupportedModelError(
-            f"the attention of {anatomy.model_type} does not go through transformers' attention interface, so it "
-            "cannot be read or changed; profile it without attention (--no-attention)"
+            f"{reason}, so it cannot be read or changed; profile it without attention (--no-attention)"
         )
     return found
 

@@ -1,6 +1,7 @@
 """What kind of attention each decoder layer holds, by its structure: how far it sees, and what changes its weights."""
 
 import inspect
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,7 +26,8 @@ class AttentionKind:
         Tokens of a sliding window or a chunk, as the config states it.
     features : tuple of str
         Of "grouped" (several query heads share keys and values), "latent" (keys and values from a low-rank state, MLA),
-        "learned sinks" (a logit per head that takes a part of the row), "gated" (the output is gated), "softcap".
+        "learned sinks" (a logit per head, fixed or made from the token, that takes a part of the row), "gated" (the
+        output is gated), "softcap".
     """
 
     span: Span
@@ -41,6 +43,11 @@ def interface_caller(kind: type) -> Any:
             if "ALL_ATTENTION_FUNCTIONS" in getattr(getattr(function, "__code__", None), "co_names", ()):
                 return function
     return None
+
+
+def holds_attention(module: nn.Module) -> bool:
+    """Whether attention of any kind is somewhere in a module."""
+    return any(hasattr(part, "is_causal") or "Attention" in type(part).__name__ for part in module.modules())
 
 
 def holds_softmax_attention(layer: nn.Module, config: PreTrainedConfig, index: int) -> bool:
@@ -62,6 +69,13 @@ def kind_of(layer: nn.Module, config: PreTrainedConfig, index: int) -> Attention
         held = (count_of(place, _WINDOWS[span]) for place in (*modules, config))
         window = next((count for count in held if count), None)
     return AttentionKind(span, window, tuple(name for name, there in _features(modules, config).items() if there))
+
+
+def key_value_heads(modules: Iterable[nn.Module], config: PreTrainedConfig) -> int | None:
+    """Heads of keys and values, as the config or else the attention modules state them; else as many as of queries."""
+    stated = count_of(config, "num_key_value_heads")
+    held = (count for module in modules if (count := count_of(module, "num_kv_heads")))
+    return stated or next(held, None) or count_of(config, "num_attention_heads")
 
 
 def _stated(config: PreTrainedConfig, index: int) -> str:
@@ -91,16 +105,15 @@ def _span(modules: list[nn.Module], config: PreTrainedConfig, stated: str) -> Sp
 
 
 def _features(modules: list[nn.Module], config: PreTrainedConfig) -> dict[str, bool]:
-    heads, shared = (count_of(config, name) or 0 for name in ("num_attention_heads", "num_key_value_heads"))
+    heads, shared = count_of(config, "num_attention_heads") or 0, key_value_heads(modules, config) or 0
     latent = any(count_of(module, "kv_lora_rank") for module in modules)
-    vectors = [
-        parameter for module in modules for parameter in module.parameters(recurse=False) if parameter.numel() == heads
-    ]
+    vectors = any(parameter.numel() == heads for module in modules for parameter in module.parameters(recurse=False))
+    made = any("sink" in name for module in modules for name, _ in module.named_children())
     capped: list[Any] = [value_of(place, "attn_logit_softcapping") for place in (*modules, config)]
     return {
         "grouped": not latent and 0 < shared < heads,
         "latent": latent,
-        "learned sinks": bool(vectors),
+        "learned sinks": vectors or made,
         "gated": any(_is_gated(module) for module in modules),
         "softcap": any(value for value in capped),
     }

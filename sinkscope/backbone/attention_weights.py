@@ -46,10 +46,10 @@ def attention_weights(call: AttentionCall, heads: slice = slice(None), queries: 
         logits = logits.masked_fill(~mask, torch.finfo(torch.float32).min)
     elif mask is not None:
         logits = logits + mask
-    learned = call.kwargs.get("s_aux")
+    learned = _learned_sinks(call)
     if learned is None:
         return logits.softmax(-1)
-    column = learned.float()[heads].reshape(1, -1, 1, 1).expand(*logits.shape[:3], 1)
+    column = _rows(learned.float(), heads, queries).expand(*logits.shape[:3], 1)
     return torch.cat([logits, column], dim=-1).softmax(-1)[..., :-1]
 
 
@@ -77,6 +77,22 @@ def _logits(call: AttentionCall, query: Tensor, heads: slice) -> Tensor:
         group = call.query.shape[1] // key.shape[1]
         key = key[:, torch.arange(call.query.shape[1])[heads] // group]
     return grouped_matmul(query.float() * call.scaling, key.mT)
+
+
+def _learned_sinks(call: AttentionCall) -> Tensor | None:
+    """The logits of learned sinks, [B or 1, H, Q or 1, 1], or None.
+
+    They are what else the kernel is given that has one entry per head, or per head and row: no other argument does.
+    """
+    batch, heads, rows, _ = call.query.shape
+    for name, value in call.kwargs.items():
+        if not isinstance(value, Tensor) or not value.is_floating_point() or name == "position_bias":
+            continue
+        if value.shape == (heads,):
+            return value.view(1, heads, 1, 1)
+        if value.shape == (batch, heads, rows, 1):
+            return value
+    return None
 
 
 def _mask(call: AttentionCall, heads: slice, queries: Tensor | slice) -> Tensor | None:

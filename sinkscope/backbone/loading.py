@@ -1,14 +1,19 @@
 """Load any decoder LLM or LMM: a hub id, a local folder, or a GGUF file."""
 
 import contextlib
+import copy
 import io
 import os
+import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -22,9 +27,26 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from transformers.utils import logging as transformers_logging
 
 from sinkscope.backbone.anatomy import Anatomy, find_anatomy
+from sinkscope.backbone.placement import offloaded_bytes, offloading, place, settle, to_offload
 from sinkscope.errors import InputError, SinkscopeError, UnsupportedModelError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+DAMAGED = (SafetensorError, pickle.UnpicklingError, EOFError)
+"""What reading damaged weights raises."""
+FAILURES = (
+    OSError,
+    ValueError,
+    KeyError,
+    ImportError,
+    RuntimeError,
+    NotImplementedError,
+    TypeError,
+    AttributeError,
+    StrictDataclassError,
+    *DAMAGED,
+)
+"""What transformers raises about a model that it cannot read, build or load."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +54,8 @@ class LoadedModel:
     """A model with what is needed to feed it.
 
     `processor` is None for text-only models, and for multimodal ones whose processor cannot be had here;
-    `processor_error` then says why. Such a model can be profiled on texts.
+    `processor_error` then says why. Such a model can be profiled on texts. `note` is what a user should know about how
+    it was loaded, if anything.
     """
 
     model: nn.Module = field(repr=False)
@@ -42,6 +65,7 @@ class LoadedModel:
     model_id: str
     revision: str | None = None
     processor_error: str | None = None
+    note: str | None = None
 
 
 def load(
@@ -63,9 +87,11 @@ def load(
     dtype : str or torch.dtype
         "auto" keeps the checkpoint's dtype (GGUF files are dequantised to float32).
     device_map : str, dict or torch device
-        "auto" spreads the model over the accelerators present, and stays on the CPU where there is none.
+        "auto" spreads the model over the accelerators present, or leaves it on the CPU where there is none; what does
+        not fit into their memory and the CPU's stays on disk and is read in every pass. "cpu" does so without
+        accelerators. A dict may name "disk".
     quantization : transformers quantization config, optional
-        Handed to ``from_pretrained``.
+        Quantises the weights of a checkpoint that is not quantised. One that is needs no such config.
     trust_remote_code : bool
         Run code that the model's repository ships. Off by default.
 
@@ -80,22 +106,61 @@ def load(
     source, options = locate(name)
     options |= {"revision": revision} if revision else {}
     options |= {"trust_remote_code": trust_remote_code}
-    weights: dict[str, Any] = {"dtype": _dtype(dtype, options), **_placement(device_map)}
-    if quantization is not None:
-        weights["quantization_config"] = quantization
+    chosen_dtype = _dtype(dtype, options)
     try:
         with quiet_transformers():
             config = AutoConfig.from_pretrained(source, **options)
             multimodal = config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES and has_vision(config)
-            auto = AutoModelForImageTextToText if multimodal else AutoModelForCausalLM
-            model = auto.from_pretrained(source, **options, **weights)
             processor, processor_error = _processor(source, options) if multimodal else (None, None)
             tokenizer = getattr(processor, "tokenizer", None) or _tokenizer(source, options)
+            auto = AutoModelForImageTextToText if multimodal else AutoModelForCausalLM
+            # With the config, which takes seconds to read from a GGUF file.
+            weights = {"dtype": chosen_dtype, "config": config}
+            if quantization is not None:
+                weights["quantization_config"] = quantization
+            # transformers offloads neither quantised weights nor GGUF files.
+            quantised = quantization is not None or getattr(config, "quantization_config", None) is not None
+            stay = quantised or "gguf_file" in options
+            weights |= place(
+                device_map, lambda: 0 if stay else _weight_bytes(auto, config, chosen_dtype, trust_remote_code)
+            )
+            model, anatomy = _with_weights(auto, source, options | weights)
     except SinkscopeError:
         raise
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, NotImplementedError, TypeError) as error:
+    except FAILURES as error:
         raise explain_failure(name, error) from error
-    return LoadedModel(model.eval(), tokenizer, processor, find_anatomy(model), name, revision, processor_error)
+    note = None
+    if left := offloaded_bytes(model):
+        note = f"{left / 2**20:,.1f} MiB of weights do not fit into memory; every pass brings them in anew (slow)"
+    return LoadedModel(model.eval(), tokenizer, processor, anatomy, name, revision, processor_error, note)
+
+
+def _with_weights(auto: Any, source: str, options: dict[str, Any]) -> tuple[Any, Anatomy]:
+    """The model with its weights, and its anatomy."""
+    if to_offload(options):
+        with offloading() as folder:
+            model, report = auto.from_pretrained(source, **options, offload_folder=folder, output_loading_info=True)
+        settle(model, folder)
+    else:
+        model, report = auto.from_pretrained(source, **options, output_loading_info=True)
+    anatomy = find_anatomy(model)
+    # transformers fills them with random numbers.
+    missing = sorted(name for name in report["missing_keys"] if name.startswith(f"{anatomy.layers_path}."))
+    if missing:
+        raise InputError(
+            f"{source} lacks weights of the decoder layers, {missing[0]} among {len(missing)}; the checkpoint is not "
+            "complete, or its config belongs to another model"
+        )
+    return model, anatomy
+
+
+def _weight_bytes(auto: Any, config: PreTrainedConfig, dtype: Any, trust_remote_code: bool) -> int:
+    """Size of the weights in memory, from a model that has none."""
+    stated = getattr(config, "dtype", None) or getattr(config.get_text_config(decoder=True), "dtype", None)
+    width = (dtype if isinstance(dtype, torch.dtype) else stated or torch.float32).itemsize
+    with torch.device("meta"):
+        model = auto.from_config(copy.deepcopy(config), trust_remote_code=trust_remote_code)  # It sets dtypes there.
+    return width * sum(parameter.numel() for parameter in model.parameters())
 
 
 @contextlib.contextmanager
@@ -145,12 +210,6 @@ def _dtype(dtype: str | torch.dtype, options: dict[str, Any]) -> Any:
     return getattr(torch, dtype)
 
 
-def _placement(device_map: Any) -> dict[str, Any]:
-    if device_map is None or device_map == "cpu" or (device_map == "auto" and not torch.accelerator.is_available()):
-        return {}
-    return {"device_map": device_map}
-
-
 def has_vision(config: PreTrainedConfig) -> bool:
     """Whether a model of this config is a text decoder with something beside it that sees."""
     return config.get_text_config(decoder=True) is not config or hasattr(config, "vision_config")
@@ -161,34 +220,48 @@ def _processor(source: str, options: dict[str, Any]) -> tuple[Any, str | None]:
     try:
         return AutoProcessor.from_pretrained(source, **options), None
     except (ImportError, OSError, ValueError, KeyError, TypeError) as error:
-        return None, _first_line(error)
+        return None, _one_line(error)
 
 
 def _tokenizer(source: str, options: dict[str, Any]) -> Any:
     try:
         return AutoTokenizer.from_pretrained(source, **options)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"no usable tokenizer in {source}: {_first_line(error)}") from error
+        if "trust_remote_code" in str(error):
+            raise explain_failure(source, error) from error
+        raise InputError(f"no usable tokenizer in {source}; put the model's own there ({_one_line(error)})") from error
 
 
 def explain_failure(name: str, error: Exception) -> SinkscopeError:
     """One line from the many that a failed load prints."""
-    text = _first_line(error)
-    if "trust_remote_code" in str(error):
+    text, whole = _one_line(error), str(error)
+    sentence = text.split(". ")[0].removesuffix(".")
+    if "trust_remote_code" in whole:
         return InputError(f"{name} ships its own code; read it, then pass --trust-remote-code to run it")
     unreachable = ("is not a local folder", "Hub", "connect to", "cached files", "offline")
-    if isinstance(error, OSError) and any(words in str(error) for words in unreachable):
+    if isinstance(error, OSError) and any(words in whole for words in unreachable):
         return InputError(
             f"model {name!r} was not found here or on the hub; check the name, the network, and `hf auth login` for "
             "gated models"
         )
-    if "Unrecognized configuration class" in str(error) or "Unrecognized model" in str(error):
-        return UnsupportedModelError(f"{name} is not a decoder language model that transformers can load: {text}")
+    if "does not recognize this architecture" in whole:
+        return UnsupportedModelError(
+            f"transformers {transformers.__version__} does not know the kind of {name} ({sentence}); a newer one may"
+        )
+    if "Unrecognized configuration class" in whole or "Unrecognized model" in whole:
+        return UnsupportedModelError(f"{name} is not a decoder language model that transformers can load: {sentence}")
     if isinstance(error, ImportError):
         return InputError(f"{name} needs a package that is not installed: {text}")
+    if isinstance(error, DAMAGED):
+        return InputError(f"the weights of {name} are damaged ({sentence}); get them again")
+    if "ignore_mismatched_sizes" in whole:
+        return InputError(f"the weights of {name} have other shapes than its config says; get both from one place")
     return InputError(f"cannot load {name}: {text}")
 
 
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]
+def _one_line(error: Exception) -> str:
+    """The first line of what the error says, all of it where that begins a list; with its type if it is one word."""
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines) if lines and lines[0].endswith(":") else "".join(lines[:1])
+    text = text if len(text) <= 300 else text[:300].rsplit(" ", 1)[0] + " ..."
+    return text if len(text.split()) > 1 else f"{type(error).__name__} {text}".strip()

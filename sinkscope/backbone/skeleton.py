@@ -6,10 +6,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig
 
-from sinkscope.backbone.loading import explain_failure, has_vision, quiet_transformers
+from sinkscope.backbone.loading import FAILURES, explain_failure, has_vision, quiet_transformers
 from sinkscope.errors import SinkscopeError
-
-FAILURES = (OSError, ValueError, KeyError, ImportError, RuntimeError, NotImplementedError, TypeError, AttributeError)
 
 
 def read_config(name: str, source: str, **options: Any) -> PreTrainedConfig:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sinkscope.cli.output import json_option, print_json, print_rich, quiet_libraries, quiet_stdout
-from sinkscope.errors import SinkscopeError
 
 if TYPE_CHECKING:
     from sinkscope.backbone.anatomy import Anatomy
+    from sinkscope.cli.skeleton import Look
 
 EXAMPLES = """\b
 Examples:
@@ -31,17 +31,19 @@ def command(model: str, revision: str | None, trust_remote_code: bool, no_weight
     Reads the config, and where the weights are on this machine also the matrices that name the sink dimensions (see
     `sinkscope predict`). The model itself is never loaded.
     """
-    anatomy = anatomy_of(model, revision, trust_remote_code)
-    facts = describe(model, anatomy)
-    if not no_weights and (Path(model).exists() or model.startswith("demo:")):
-        facts["by_weights"] = _prediction(model, revision, trust_remote_code)
+    weights = not no_weights and (Path(model).exists() or model.startswith("demo:"))
+    with quiet_stdout(), quiet_libraries():
+        from sinkscope.cli.skeleton import look_at
+
+        look = look_at(model, revision, trust_remote_code, weights)
+    facts = describe(model, look)
     if as_json:
         print_json(facts)
     else:
         print_rich(*_lines(facts))
 
 
-def anatomy_of(model: str, revision: str | None = None, trust_remote_code: bool = False) -> "Anatomy":
+def anatomy_of(model: str) -> "Anatomy":
     """The anatomy of the model called `model`, from its config, without its weights.
 
     Raises
@@ -52,44 +54,33 @@ def anatomy_of(model: str, revision: str | None = None, trust_remote_code: bool 
         If it is not a decoder model.
     """
     with quiet_stdout(), quiet_libraries():
-        from sinkscope.cli.skeleton import find_skeleton_anatomy
+        from sinkscope.backbone.anatomy import find_anatomy
+        from sinkscope.cli.skeleton import named_skeleton
 
-        return find_skeleton_anatomy(model, revision, trust_remote_code)
+        return find_anatomy(named_skeleton(model))
 
 
-def describe(model: str, anatomy: "Anatomy") -> dict[str, Any]:
+def describe(model: str, look: "Look") -> dict[str, Any]:
     """The anatomy, and what can be done with the model, ready for JSON."""
-    attention = None
-    if not anatomy.attention_interface:
-        attention = f"the attention of {anatomy.model_type} does not go through transformers' attention interface"
-    elif not any(anatomy.attention_layers):
-        attention = f"{anatomy.model_type} has no softmax attention"
-    return {
+    anatomy = look.anatomy
+    profile, attention = look.profile_refusal, look.profile_refusal or anatomy.attention_refusal
+    var = anatomy.var_refusal or profile
+    facts = {
         "model": model,
         **anatomy.to_dict(),
         "attention_layers": list(anatomy.attention_layers),
         "placeholder_ids": list(anatomy.placeholder_ids),
         "attention_kinds": [vars(kind) | {"features": list(kind.features)} for kind in anatomy.attention_kinds],
         "can": {
-            "profile": True,
+            "profile": profile is None,
+            "profile_refusal": profile,
             "measure_attention": attention is None,
             "measure_attention_refusal": attention,
-            "var": anatomy.var_refusal is None,
-            "var_refusal": anatomy.var_refusal,
+            "var": var is None,
+            "var_refusal": var,
         },
     }
-
-
-def _prediction(model: str, revision: str | None, trust_remote_code: bool) -> dict[str, Any]:
-    """What the weights say, or why they say nothing: weights that cannot be read are no failure of `inspect`."""
-    with quiet_stdout(), quiet_libraries():
-        from sinkscope.pipeline import resolve
-        from sinkscope.weights import predict
-
-        try:
-            return predict(resolve(model), revision=revision, trust_remote_code=trust_remote_code).to_dict()
-        except SinkscopeError as error:
-            return {"unavailable": str(error)}
+    return facts if look.by_weights is None else facts | {"by_weights": look.by_weights}
 
 
 def _kinds(kinds: list[dict[str, Any]]) -> str:
@@ -102,6 +93,12 @@ def _kinds(kinds: list[dict[str, Any]]) -> str:
     ]
     said += list(dict.fromkeys(feature for kind in kinds for feature in kind["features"]))
     return "".join(f"; {part}" for part in said)
+
+
+def _profiles(can: dict[str, Any]) -> str:
+    if not can["profile"]:
+        return f"no: {can['profile_refusal']}"
+    return "yes" if can["measure_attention"] else f"yes, with --no-attention: {can['measure_attention_refusal']}"
 
 
 def _lines(facts: dict[str, Any]) -> list[str]:
@@ -121,8 +118,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         + (f" (not in {', '.join(missing)})" if 0 < len(missing) <= 12 else "")
         + _kinds(facts["attention_kinds"]),
         f"visual tokens  {visual}",
-        "profile        yes"
-        + ("" if can["measure_attention"] else f", with --no-attention: {facts['can']['measure_attention_refusal']}"),
+        "profile        " + _profiles(can),
         "VAR            " + ("yes" if can["var"] else f"no: {can['var_refusal']}"),
         *([f"by weights     {said.get('reason') or said['unavailable']}"] if said else []),
     ]

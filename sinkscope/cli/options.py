@@ -1,7 +1,9 @@
 """Options that several commands share."""
 
 import math
+import re
 from collections.abc import Callable
+from decimal import Decimal
 from typing import Any
 
 import click
@@ -22,6 +24,19 @@ class Fraction(click.FloatRange):
         return number
 
 
+class ByteSize(click.ParamType):
+    """A number of bytes: 2GB, 500 MB, 1.5GiB, or digits alone."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        found = re.fullmatch(r"(\d{1,18}(?:\.\d{1,18})?) *(?:([kmgtp])(i?)b|b)?", str(value).strip().lower())
+        if found is None:
+            self.fail(f"{value!r} is no size like 2GB or 500MiB.", param, ctx)
+        number, prefix, binary = found.groups()
+        return int(Decimal(number) * (1024 if binary else 1000) ** (" kmgtp".index(prefix) if prefix else 0))
+
+
 def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """How a model is loaded: ``--device``, ``--dtype``, ``--revision``, ``--trust-remote-code``."""
     for option in reversed(
@@ -31,7 +46,7 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
                 metavar="D",
                 default="auto",
                 show_default=True,
-                help="auto (all accelerators, else CPU), cpu, cuda, cuda:1, mps ...",
+                help="auto (all accelerators, then the CPU, then the disk), cpu, cuda, cuda:1, mps ...",
             ),
             click.option(
                 "--dtype",

@@ -2,7 +2,7 @@
 
 from sinkscope.weights.checkpoint import Checkpoint, Stored, open_checkpoint
 from sinkscope.weights.decision import PredictedDimension, PredictionSettings
-from sinkscope.weights.prediction import Prediction, predict, predict_loaded
+from sinkscope.weights.prediction import Prediction, predict, predict_checkpoint, predict_loaded
 from sinkscope.weights.witness import compare, with_weights
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "compare",
     "open_checkpoint",
     "predict",
+    "predict_checkpoint",
     "predict_loaded",
     "with_weights",
 ]

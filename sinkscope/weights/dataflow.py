@@ -150,6 +150,15 @@ class Dataflow(TorchDispatchMode):
         return node
 
 
+class WithoutValues(TorchDispatchMode):
+    """Operations on the meta device, control flow answered as in a `Dataflow`, without the graph."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = _answer(str(func.overloadpacket), list(_tensors((args, kwargs))), args, kwargs)
+        return func(*args, **kwargs) if result is None else result
+
+
 def _answer(name: str, tensors: list[Tensor], args: Any, kwargs: dict[str, Any]) -> Any:
     """The result of an operation that needs values, of which nothing is known; None for all others."""
     if not any(tensor.is_meta for tensor in tensors):

@@ -1,10 +1,11 @@
-"""The parameters of a model that is in memory already, read as a checkpoint's are."""
+"""The parameters of a model that is loaded already, read as a checkpoint's are."""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sinkscope.backbone.placement import dense, parameter_values
 from sinkscope.errors import UnsupportedModelError
 from sinkscope.weights.checkpoint import Stored
 
@@ -15,7 +16,7 @@ class LoadedParameters:
     Parameters
     ----------
     model : nn.Module
-        A transformers model, on any device.
+        A transformers model, on any device, or on disk in part.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -44,12 +45,12 @@ class LoadedParameters:
     def find(self, parameter: str) -> list[Stored]:
         """The parameter, as one tensor."""
         tensor = self._parameters.get(parameter)
-        if tensor is None or not tensor.is_floating_point() or tensor.is_meta:
-            state = "is not there" if tensor is None else "is offloaded" if tensor.is_meta else "is quantised"
+        if tensor is None or not tensor.is_floating_point():
+            state = "is not there" if tensor is None else "is quantised"
             raise UnsupportedModelError(f"{parameter} {state} in the loaded model; name its checkpoint to `predict`")
         return [Stored(parameter, parameter, None, tuple(tensor.shape), tensor.nbytes)]
 
     def read(self, stored: Stored) -> Tensor:
         """The parameter on the CPU."""
         self.bytes_read += stored.nbytes
-        return self._parameters[stored.parameter].detach().cpu()
+        return dense(parameter_values(self._model, stored.parameter)).cpu()

@@ -130,7 +130,22 @@ def predict(
     with open_checkpoint(
         model, revision=revision, trust_remote_code=trust_remote_code, adapter=adapter, reuse_memory=True
     ) as checkpoint:
-        return _predict(checkpoint.model, checkpoint, settings, progress)
+        return predict_checkpoint(checkpoint, settings=settings, progress=progress)
+
+
+def predict_checkpoint(
+    checkpoint: Checkpoint, *, settings: PredictionSettings | None = None, progress: Progress | None = None
+) -> Prediction:
+    """The same for a checkpoint that is open already.
+
+    Raises
+    ------
+    InputError
+        If something of it is missing or damaged.
+    UnsupportedModelError
+        If the residual stream cannot be followed.
+    """
+    return _predict(checkpoint.model, checkpoint, settings, progress)
 
 
 def predict_loaded(model: nn.Module, *, settings: PredictionSettings | None = None) -> Prediction:

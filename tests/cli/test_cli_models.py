@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from cli_models import DEPTH, WIDTH, save_tiny_llama, save_tiny_t5
+from transformers import AutoModelForCausalLM
 
 from sinkscope.profile import parse_profile, read_profile
 
@@ -40,6 +41,27 @@ def test_inspect_needs_no_weights(sinkscope, here, tiny, tmp_path):
     folder.mkdir()
     (folder / "config.json").write_bytes((tiny / "config.json").read_bytes())
     assert json.loads(sinkscope("inspect", folder, "--json").out)["num_layers"] == DEPTH
+
+
+def test_inspect_says_why_a_model_cannot_be_profiled(sinkscope, here):
+    (here / "reformer").mkdir()
+    config = {"model_type": "reformer", "is_decoder": True, "axial_pos_embds": False, "hidden_size": 32}
+    (here / "reformer" / "config.json").write_text(json.dumps(config | {"attn_layers": ["local", "local"]}))
+    outcome = sinkscope("inspect", "reformer", "--json")
+    can = json.loads(outcome.out)["can"]
+    assert (outcome.code, can["profile"], can["measure_attention"], can["var"]) == (0, False, False, False)
+    assert "several residual streams" in can["profile_refusal"]
+    assert "profile        no: the layers of reformer" in sinkscope("inspect", "reformer").out
+
+
+def test_inspect_makes_the_modules_once(sinkscope, here, tiny, monkeypatch):
+    made = []
+    make = AutoModelForCausalLM.from_config
+    monkeypatch.setattr(
+        AutoModelForCausalLM, "from_config", lambda *args, **kwargs: made.append(args) or make(*args, **kwargs)
+    )
+    assert "sink_dimensions" in json.loads(sinkscope("inspect", tiny, "--json").out)["by_weights"]
+    assert len(made) == 1
 
 
 @pytest.mark.parametrize("command", ["inspect", "profile"])

@@ -7,9 +7,11 @@ from transformers import AutoConfig
 
 from benchmarks.coverage import __main__ as sweep
 from benchmarks.coverage.bars import bars
+from benchmarks.coverage.building import build
 from benchmarks.coverage.document import page
 from benchmarks.coverage.overrides import ARGUMENTS, OVERRIDES
 from benchmarks.coverage.shrinking import FIRST_RESERVED, LAYERS, VOCABULARY, WIDTH, shrink
+from benchmarks.coverage.structure import STRUCTURAL, confirmed
 from benchmarks.coverage.verdict import overall
 
 TYPES = {kind for kinds in sweep.MAPPINGS.values() for kind in kinds}
@@ -64,12 +66,20 @@ def test_a_type_works_only_where_every_step_does():
     assert overall(seeing | {"var": step("works")})["verdict"] == "works"
     assert overall(seeing | {"var": step("refused")})["verdict"] == "failed"
     assert overall(seeing | {"var": step("works"), "states_agree": False})["verdict"] == "failed"
-    assert overall(seeing | {"var": step("works"), "pictures": step("failed")})["verdict"] == "failed"
+    for status in ("failed", "not run"):
+        assert overall(seeing | {"var": step("works"), "pictures": step(status)})["verdict"] == "failed"
     resampler = seeing | {"connector": "resampler"}
     assert overall(resampler | {"var": step("refused")})["verdict"] == "works"
     assert overall(resampler | {"var": step("works")})["verdict"] == "failed"
-    refused = overall(seeing | {"profile": {"status": "refused", "reason": "it keeps several residual streams"}})
-    assert (refused["verdict"], refused["structural"]) == ("refused", True)
+    refused = overall(seeing | {"refusal": "for a reason"})
+    assert (refused["verdict"], refused["reason"]) == ("refused", "for a reason")
+
+
+def test_a_refusal_counts_as_structural_only_where_it_is_true():
+    model = build("llama", "causal-lm")
+    for words in STRUCTURAL:
+        assert not confirmed(model, f"llama {words}")
+    assert not confirmed(build("reformer", "causal-lm"), "it is not to my taste")
 
 
 def test_bars_name_who_misses_them():

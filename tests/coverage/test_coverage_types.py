@@ -34,8 +34,15 @@ LANGUAGE = [
     "zamba2",  # one attention block shared by several layers
 ]
 REFUSED = {
-    "blt": "no single hidden size",
-    "deepseek_v4": "several residual streams",
+    ("blt", "causal-lm"): "no single hidden size",
+    ("cpmant", "causal-lm"): "positions on the way",
+    ("deepseek_v4", "causal-lm"): "several residual streams",
+    ("diffusion_gemma", "image-text-to-text"): "is an encoder-decoder",
+    ("hrm_text", "causal-lm"): "run more than once",
+    ("prophetnet", "causal-lm"): "several residual streams",
+    ("reformer", "causal-lm"): "several residual streams",
+    ("xlm", "causal-lm"): "parallel lists",
+    ("xlnet", "causal-lm"): "is an encoder (",
 }
 PROJECTORS = [
     "chameleon",  # discrete image tokens
@@ -43,6 +50,7 @@ PROJECTORS = [
     "gemma4",  # patches with places, bidirectional images
     "glm4v",
     "idefics3",  # pixel shuffle
+    "inkling2",  # learned sinks made from each token
     "internvl",
     "kimi_k25",  # latent attention
     "lfm2_vl",  # short convolutions
@@ -55,7 +63,13 @@ PROJECTORS = [
     "qwen3_5",  # linear attention
     "qwen3_vl",  # visual features in several layers
 ]
-OTHERS = ["blip-2", "idefics2", "mllama"]
+OTHERS = [
+    "blip-2",
+    "idefics",  # demands a picture for every text
+    "idefics2",
+    "kosmos-2",  # texts through the inner model
+    "mllama",
+]
 
 
 @pytest.mark.parametrize("kind", LANGUAGE)
@@ -66,11 +80,11 @@ def test_a_language_model_profiles_with_exactly_the_planted_dimensions(kind):
     assert verdict["states_agree"] is not False
 
 
-@pytest.mark.parametrize(("kind", "words"), REFUSED.items())
-def test_a_refusal_for_structure_says_so(kind, words):
-    verdict = judge(kind, "causal-lm")
+@pytest.mark.parametrize(("kind", "mapping"), REFUSED)
+def test_a_refusal_for_structure_says_so_and_is_true(kind, mapping):
+    verdict = judge(kind, mapping)
     assert (verdict["verdict"], verdict["structural"]) == ("refused", True)
-    assert words in verdict["reason"]
+    assert REFUSED[kind, mapping] in verdict["reason"]
 
 
 def test_what_cannot_be_built_is_no_silent_skip():
