@@ -11,14 +11,18 @@ from torch import nn
 from sinkscope.backbone.anatomy import find_anatomy
 from sinkscope.backbone.loading import LoadedModel
 from sinkscope.backbone.loading import load as load_model
-from sinkscope.calibration import Sample, default_images, default_texts, read_images, read_texts
+from sinkscope.calibration import Calibration, Sample, gather
+from sinkscope.capture.distributed import Ranks
+from sinkscope.capture.distributed import run as capture_run
 from sinkscope.capture.runner import Progress
-from sinkscope.capture.runner import run as capture_run
 from sinkscope.capture.settings import CaptureSettings
 from sinkscope.causal import CausalSettings, causal_check
 from sinkscope.discovery import DiscoverySettings, discover
 from sinkscope.errors import InputError, SinkscopeError
+from sinkscope.processes import Process
 from sinkscope.profile import Profile
+from sinkscope.store.compression import compress as compress_run
+from sinkscope.store.compression import filter_options
 from sinkscope.weights import predict_loaded, with_weights
 
 DEMO_PREFIX = "demo:"
@@ -84,10 +88,16 @@ def profile_model(
     *,
     texts: str | os.PathLike[str] | list[str] | None = None,
     images: str | os.PathLike[str] | list[Sample] | None = None,
+    dataset: str | None = None,
+    calibration: Calibration | None = None,
     samples: int | None = None,
     tokens: int | None = None,
+    chat_template: bool | None = None,
     run: str | os.PathLike[str] | None = None,
     resume: bool = False,
+    keep: str = "sample",
+    max_store: int | None = None,
+    compress: str | None = None,
     attention: bool = True,
     seed: int = 0,
     name: str | None = None,
@@ -95,6 +105,7 @@ def profile_model(
     progress: Progress | None = None,
     causal: bool | CausalSettings = False,
     causal_progress: Progress | None = None,
+    ranks: Ranks | None = None,
 ) -> Profile:
     """Profile a model: calibration data, hidden states into a run file, discovery, and a causal check if wanted.
 
@@ -110,12 +121,25 @@ def profile_model(
         Calibration texts in place of the embedded ones.
     images : path or list of Sample, optional
         Calibration pictures in place of the generated ones; used by multimodal models only.
+    dataset : str, optional
+        A dataset with texts or pictures in place of one of them, ``ID[@REVISION][:CONFIG[:SPLIT]]``; see
+        `sinkscope.calibration.read_dataset`.
+    calibration : Calibration, optional
+        All of these, already read with `sinkscope.calibration.gather`.
     samples, tokens : int, optional
         Use at most so many.
+    chat_template : bool, optional
+        Put texts and the prompts of pictures into the model's chat template, or neither; by default prompts only.
     run : path, optional
         The run file to write; a temporary one by default.
     resume : bool
         Go on with an interrupted run file. A finished one is used as it is.
+    keep : str
+        Whose hidden states the run file keeps, see `sinkscope.capture.settings.KEEP`; without any there is no profile.
+    max_store : int, optional
+        Refuse a run file of more bytes before the model runs.
+    compress : str, optional
+        Compress the finished run file: "blosc2" or "gzip", see `sinkscope.store.compression`.
     attention : bool
         Measure which tokens draw attention, and ask sink dimensions for the link to it.
     seed : int
@@ -131,6 +155,9 @@ def profile_model(
         `evidence.causal`, see `sinkscope.causal.causal_check`.
     causal_progress : callable, optional
         Called with (edits done, edits in all) during that check.
+    ranks : Ranks, optional
+        Share the work with other processes that call this with the same arguments; see
+        `sinkscope.capture.distributed.joined`. The run file must then be given, in a folder that all of them see.
 
     Returns
     -------
@@ -142,17 +169,40 @@ def profile_model(
     SinkscopeError
         Or one of its subclasses, as `load`, the capture run, `discover` and `causal_check` say.
     """
+    ranks = ranks or Ranks(Process())
+    if run is None and not ranks.process.is_alone:
+        raise InputError("several processes need a run file in a folder that all of them see; give it with run=")
+    if compress is not None:
+        filter_options(compress)
     loaded = _as_loaded(model, tokenizer_or_processor)
-    calibration, source = _calibration(loaded, texts, images)
-    capture = CaptureSettings(seed=seed, max_samples=samples, max_tokens=tokens, attention=attention)
+    if calibration is None:
+        calibration = gather(texts, images, dataset, samples=samples, tokens=tokens, seed=seed)
+    chosen, source = _chosen(loaded, calibration)
+    if chat_template is not None:
+        source += ", in the chat template" if chat_template else ", outside the chat template"
+    capture = CaptureSettings(
+        seed=seed,
+        max_samples=samples,
+        max_tokens=tokens,
+        chat_template=chat_template,
+        keep=keep,
+        max_store=max_store,
+        attention=attention,
+    )
     with tempfile.TemporaryDirectory(prefix="sinkscope-") as scratch:
         path = Path(scratch) / "run.h5" if run is None else Path(run)
-        capture_run(loaded, calibration, path, capture, resume=resume, progress=progress, source=source)
-        profile = _with_weights(discover(path, settings, name=name), loaded.model)
+        capture_run(loaded, chosen, path, capture, resume=resume, progress=progress, source=source, ranks=ranks)
+        if compress is not None:
+            ranks.from_first(lambda: compress_run(path, compress))
+        profile = ranks.from_first(lambda: _with_weights(discover(path, settings, name=name), loaded.model))
     if not causal:
         return profile
-    check = causal if isinstance(causal, CausalSettings) else CausalSettings(seed=seed, attention=attention)
-    result = causal_check(loaded, profile, calibration, settings=check, progress=causal_progress)
+    check = (
+        causal
+        if isinstance(causal, CausalSettings)
+        else CausalSettings(seed=seed, chat_template=chat_template, attention=attention)
+    )
+    result = ranks.from_first(lambda: causal_check(loaded, profile, chosen, settings=check, progress=causal_progress))
     return profile.model_copy(update={"evidence": profile.evidence.model_copy(update={"causal": result})})
 
 
@@ -179,20 +229,13 @@ def _as_loaded(model: Any, helper: Any) -> LoadedModel:
     return LoadedModel(model, tokenizer, processor, anatomy, identifier)
 
 
-def _calibration(loaded: LoadedModel, texts: Any, images: Any) -> tuple[list[Sample], str]:
-    """The samples, and a sentence on where they come from."""
-    if texts is None:
-        chosen, source = default_texts(), "embedded texts"
-    elif isinstance(texts, list):
-        chosen, source = [Sample(text=text) for text in texts], "given texts"
-    else:
-        chosen, source = read_texts(texts), f"texts from {Path(texts).name}"
-    if loaded.processor is None or not loaded.anatomy.multimodal:
-        if images is not None:
-            reason = f" here: {loaded.processor_error}" if loaded.processor_error else ""
-            raise InputError(f"{loaded.model_id} takes no pictures{reason}; leave them out")
-        return chosen, source + (f"; no pictures: {loaded.processor_error}" if loaded.processor_error else "")
-    if images is None:
-        return chosen + default_images(), f"{source} and generated pictures"
-    pictures = images if isinstance(images, list) else read_images(images)
-    return chosen + pictures, f"{source} and given pictures"
+def _chosen(loaded: LoadedModel, calibration: Calibration) -> tuple[list[Sample], str]:
+    """The samples that the model takes, and a sentence on where they come from."""
+    if loaded.processor is not None and loaded.anatomy.multimodal:
+        return calibration.samples(pictures=True), calibration.source(pictures=True)
+    because = loaded.processor_error
+    if calibration.pictures is not None:
+        raise InputError(f"{loaded.model_id} takes no pictures{f' here: {because}' if because else ''}; leave them out")
+    return calibration.samples(pictures=False), calibration.source(pictures=False) + (
+        f"; no pictures: {because}" if because else ""
+    )

@@ -21,8 +21,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sinkscope.capture.attention import causal_expectation
 from sinkscope.capture.collector import Collector
-from sinkscope.capture.sampling import causal_expectation, choose_tokens
+from sinkscope.store.choices import choose_tokens
 from sinkscope.store.layout import (
     ATTENTION_MEASURED,
     DEFAULT_LARGEST,
@@ -72,16 +73,18 @@ def make_plan(layers: int, width: int, samples: int, length: int) -> RunPlan:
         hidden_size=width,
         attention=ATTENTION_MEASURED,
     )
+    fingerprints = np.arange(samples, dtype=np.uint64)
     return RunPlan(
         attributes,
         table,
         {int(one): f"token {one}" for one in np.unique(identifier)} | {0: "<s>", 1: "."},
         np.arange(samples, dtype=np.int32),
-        choose_tokens(table, SAMPLED, 0),
+        choose_tokens(table, fingerprints, SAMPLED, 0),
         np.flatnonzero(sample < ATTENDED_SAMPLES).astype(np.int64),
         DEFAULT_TOP_TOKENS,
         DEFAULT_LARGEST,
         DEFAULT_LEVELS,
+        fingerprints=fingerprints,
     )
 
 

@@ -52,6 +52,7 @@ class AttentionMeter:
         self._visible: dict[int, tuple[Any, ...]] = {}
         self._expected: dict[tuple[Any, ...], Tensor] = {}
         self._causal: dict[tuple[Any, ...], bool] = {}
+        self._masks: list[Any] = []
 
     def __call__(self, call: AttentionCall) -> Tensor:
         """Measure one call and return the kernel's output."""
@@ -67,6 +68,8 @@ class AttentionMeter:
         # Layers of one kind share their mask, so what the mask allows is summed once for all of them.
         kind = (id(call.attention_mask), call.kwargs.get("sliding_window"), call.kwargs.get("is_causal"))
         if kind not in self._expected:
+            # Some layers make a mask of their own; one that is gone could leave its id to the next.
+            self._masks.append(call.attention_mask)
             self._causal[kind] = is_causal(call)
             self._expected[kind] = drawn_sum(uniform_call(call), valid, self._causal[kind])
         self._visible[call.layer] = kind
@@ -75,18 +78,29 @@ class AttentionMeter:
 
     def finish(self) -> DrawnAttention:
         """The batch's measurements, on the host."""
+        layers, kinds = list(self._drawn), list(self._expected)
         shape = (*self._valid.shape, self.num_layers)
         drawn, expected, norms = (np.full(shape, np.nan, np.float32) for _ in range(3))
-        sums = {kind: tensor.cpu().numpy() for kind, tensor in self._expected.items()}
-        with np.errstate(divide="ignore", invalid="ignore"):
-            for layer in self._drawn:
-                drawn[..., layer] = self._drawn[layer].cpu().numpy() / self._later
-                expected[..., layer] = sums[self._visible[layer]] / self._later
-                norms[..., layer] = self._value_norm[layer].cpu().numpy()
+        if layers:
+            visible = [kinds.index(self._visible[layer]) for layer in layers]
+            with np.errstate(divide="ignore", invalid="ignore"):
+                drawn[..., layers] = _to_host([self._drawn[layer] for layer in layers]) / self._later[..., None]
+                sums = _to_host([self._expected[kind] for kind in kinds])
+                expected[..., layers] = sums[..., visible] / self._later[..., None]
+            norms[..., layers] = _to_host([self._value_norm[layer] for layer in layers])
         for array in (drawn, expected):
             array[self._later == 0] = np.nan
         self._drawn.clear()
+        self._masks.clear()
         return DrawnAttention(drawn, expected, norms)
+
+
+def _to_host(tensors: list[Tensor]) -> NDArray[np.float32]:
+    """Tensors [B, T], float32 [B, T, n]: in one copy where they are on one device."""
+    if len({tensor.device for tensor in tensors}) > 1:
+        tensors = [tensor.cpu() for tensor in tensors]
+    stacked: NDArray[np.float32] = torch.stack(tensors, dim=-1).cpu().numpy()
+    return stacked
 
 
 def drawn_sum(call: AttentionCall, valid: Tensor, causal: bool) -> Tensor:
@@ -146,3 +160,15 @@ def uniform_call(call: AttentionCall) -> AttentionCall:
     if isinstance(mask, Tensor) and mask.dim() == 4:
         mask = mask[:, :1]
     return replace(call, query=zeros, key=zeros, value=zeros, attention_mask=mask, kwargs=kept, scaling=1.0)
+
+
+def causal_expectation(length: int) -> NDArray[np.float32]:
+    """What uniform causal attention gives a token from its strictly later queries: float32 [length], NaN at the end.
+
+    Query i sees i + 1 keys, so token j draws the mean of 1 / (i + 1) over i > j.
+    """
+    shares = 1.0 / np.arange(1, length + 1)
+    later = np.arange(length)[::-1]
+    total = np.cumsum(shares[::-1])[::-1] - shares
+    with np.errstate(invalid="ignore"):
+        return np.where(later > 0, total / np.maximum(later, 1), np.nan).astype(np.float32)

@@ -1,37 +1,29 @@
 """From hidden states to what a run file stores, batch by batch, without keeping a hidden state beyond its layer."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sinkscope.capture.statistics import LayerStatistics, TokenNorms, collect_statistics, restore_fields
-from sinkscope.errors import NonFiniteActivationError, SinkscopeError, UnsupportedModelError
+from sinkscope.capture.collected import CollectedBatch, Kept
+from sinkscope.capture.reading import TINY, LayerReading
+from sinkscope.capture.reading_on_cpu import read_on_cpu
+from sinkscope.capture.reading_on_device import read_on_device
+from sinkscope.capture.statistics import LayerStatistics, collect_statistics, restore_statistics
+from sinkscope.errors import SinkscopeError, UnsupportedModelError
 from sinkscope.store.layout import RunPlan, SampleRows, Statistics
 
-
-@dataclass
-class _LayerBatch:
-    """What is kept of one layer of a batch, on its device: [T, M], [T, M], [T], [s, D], and two flags."""
-
-    dim: Tensor
-    value: Tensor
-    rms: Tensor
-    states: Tensor
-    finite: Tensor
-    nonzero: Tensor
-    dtype: torch.dtype
+NOWHERE = -1
 
 
 class Collector:
     """Takes hidden states layer by layer and gives rows and accumulators for the writer.
 
-    For every batch: `begin`, then one call per layer 0..L in any order, then `finish`. It works on the device of each
-    hidden state; the host waits for a device once per batch, in `finish`. No model is involved.
+    For every batch: `begin`, then one call per layer 0..L in any order, then `finish`; or `close`, whose batch gives
+    its rows later, while the next one runs. It works on the device of each hidden state; the host waits for a device
+    once per batch, for the rows. No model is involved.
 
     Parameters
     ----------
@@ -52,7 +44,7 @@ class Collector:
     def restore(self, statistics: Statistics) -> None:
         """Go on from stored accumulators."""
         self._stored = statistics
-        self._layers.clear()
+        self._layers = {}
         self.count = int(statistics.count)
 
     def begin(self, samples: Sequence[int], valid: NDArray[np.bool_] | None = None) -> None:
@@ -74,13 +66,16 @@ class Collector:
         lengths = self._spans[list(samples), 1] - self._spans[list(samples), 0]
         if valid is not None and not np.array_equal(valid.sum(axis=1), lengths):
             raise ValueError(f"the batch holds {valid.sum(axis=1).tolist()} tokens, the plan {lengths.tolist()}")
-        self._samples = list(samples)
-        self._rows = np.concatenate([np.arange(*self._spans[sample]) for sample in samples])
-        self._shape = (1, len(self._rows)) if valid is None else valid.shape
-        self._index = None if valid is None or valid.all() else np.flatnonzero(valid.reshape(-1))
+        rows = np.concatenate([np.arange(*self._spans[sample]) for sample in samples])
+        self._shape = (1, len(rows)) if valid is None else valid.shape
+        place = np.arange(len(rows)) if valid is None else np.flatnonzero(valid.reshape(-1))
+        order = np.argsort(rows, kind="stable")  # Ties between tokens are decided by their rows.
+        self._rows, place = rows[order], place[order]
+        self._index = None if np.array_equal(place, np.arange(np.prod(self._shape))) else place
         self._chosen = np.flatnonzero(self._sampled[self._rows])
-        self._batch: dict[int, _LayerBatch] = {}
-        self._on_device: dict[torch.device, tuple[Tensor, Tensor | None, Tensor]] = {}
+        self._on_device: dict[torch.device, dict[str, Tensor]] = {}
+        self._before = (dict(self._layers), self.count)
+        self._batch = CollectedBatch(self.plan, list(samples), self._rows, self._chosen)
 
     def __call__(self, layer: int, hidden_state: Tensor) -> None:
         """Take the hidden state entering `layer`, [B, T, D] of any floating dtype.
@@ -90,7 +85,7 @@ class Collector:
         UnsupportedModelError
             If the layer was seen already, or the state does not hold the positions of the batch.
         """
-        if layer in self._batch:
+        if layer in self._batch.layers:
             raise UnsupportedModelError(f"decoder layer {layer} runs twice in one pass, so its state is not one state")
         if hidden_state.shape[:2] != self._shape:
             raise UnsupportedModelError(
@@ -100,107 +95,98 @@ class Collector:
         # Apple's MPS has no float64, which the sums need.
         if hidden_state.device.type == "mps":
             hidden_state = hidden_state.cpu()
-        rows, index, chosen = self._indices(hidden_state.device)
         states = hidden_state.detach().reshape(-1, hidden_state.shape[-1])
-        if index is not None:
-            states = states.index_select(0, index)
-        states = states.float()
-        norms = TokenNorms.of(states, self.plan.largest)
-        scale = norms.rms.index_select(0, chosen).clamp_min(torch.finfo(torch.float32).tiny)
-        self._batch[layer] = _LayerBatch(
-            dim=norms.largest_dim.to(torch.int32),
-            value=states.gather(1, norms.largest_dim),
-            rms=norms.rms,
-            states=(states.index_select(0, chosen) / scale[:, None]).half(),
-            finite=norms.energy.isfinite(),
-            nonzero=norms.energy.amax() > 0,
-            dtype=hidden_state.dtype,
-        )
-        self._statistics(layer, states.device).update(norms, rows)
+        there = self._indices(states.device)
+        before = self._statistics(layer, states.device)
+        if states.device.type == "cpu":
+            reading = read_on_cpu(states, there.get("index"), self._rows, before, self.plan.largest)
+        else:
+            reading = read_on_device(states, there.get("index"), there["rows"], before, self.plan.largest)
+        self._layers[layer] = reading.statistics
+        kept: Kept = {"largest_dim": reading.dim.to(torch.int32), "largest_value": reading.value, "rms": reading.rms}
+        kept["states"] = self._normed(states, reading, there["chosen"])
+        if self.plan.peak_states:
+            kept |= self._peaks(states, reading, there["places"])
+        self._batch.add(layer, kept, hidden_state.dtype)
 
-    def finish(self) -> list[SampleRows]:
-        """The rows of the batch, sample by sample in its order.
+    def close(self) -> CollectedBatch:
+        """End the batch, whose tokens count from now on.
 
         Raises
         ------
-        NonFiniteActivationError
-            If a hidden state holds NaN or infinity, or its squared norm passes the range of float32.
         SinkscopeError
-            If a layer was not seen, or holds nothing but zeros.
+            If a layer was not seen.
         """
-        missing = [layer for layer in range(self._depth) if layer not in self._batch]
+        missing = [layer for layer in range(self._depth) if layer not in self._batch.layers]
         if missing:
             raise SinkscopeError(
                 f"no hidden state entering layer {missing[0]} was seen; the model skipped the layer, so it cannot be "
                 "profiled with this input"
             )
-        layers = [self._batch.pop(layer) for layer in range(self._depth)]
-        finite = _to_host([layer.finite for layer in layers])
-        nonzero = _to_host([layer.nonzero for layer in layers])
-        self._check(finite, nonzero, str(layers[0].dtype).removeprefix("torch."))
-        dim = _to_host([layer.dim for layer in layers])
-        value = _to_host([layer.value for layer in layers])
-        rms = _to_host([layer.rms for layer in layers])
-        states = _to_host([layer.states for layer in layers])
         self.count += len(self._rows)
-        ends = np.cumsum(self._spans[self._samples, 1] - self._spans[self._samples, 0])
-        edges = np.concatenate([[0], ends])
-        chosen = np.searchsorted(self._chosen, edges)
-        return [
-            SampleRows(
-                sample,
-                dim[edges[i] : edges[i + 1]],
-                value[edges[i] : edges[i + 1]],
-                rms[edges[i] : edges[i + 1]],
-                states[chosen[i] : chosen[i + 1]],
-            )
-            for i, sample in enumerate(self._samples)
-        ]
+        self._batch.send()
+        return self._batch
+
+    def finish(self) -> list[SampleRows]:
+        """End the batch, and wait for its rows, sample by sample in its order; errors as of `close` and of the rows."""
+        return self.close().rows()
+
+    def discard(self) -> None:
+        """Forget the batch that was begun, as if it never was."""
+        self._layers, self.count = self._before
+
+    def snapshot(self) -> Callable[[], Statistics]:
+        """The accumulators over all batches so far, to be brought to the host when called, from any thread."""
+        layers = [self._statistics(layer, "cpu") for layer in range(self._depth)]
+        return lambda: collect_statistics(layers)
 
     def statistics(self) -> Statistics:
         """The accumulators over all batches so far, on the host."""
-        return collect_statistics([self._statistics(layer, "cpu") for layer in range(self._depth)], self.count)
+        return self.snapshot()()
 
     def _statistics(self, layer: int, device: torch.device | str) -> LayerStatistics:
-        if layer not in self._layers:
-            plan = self.plan
-            made = LayerStatistics(plan.attributes.hidden_size, plan.top_tokens, plan.levels, device)
-            if self._stored is not None:
-                made.load(restore_fields(self._stored, layer))
-            self._layers[layer] = made
-        return self._layers[layer]
+        if layer in self._layers:
+            return self._layers[layer]
+        if self._stored is not None:
+            return restore_statistics(self._stored, layer, device)
+        plan = self.plan
+        return LayerStatistics.empty(plan.attributes.hidden_size, plan.top_tokens, plan.levels, device)
 
-    def _indices(self, device: torch.device) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Rows, valid positions and sampled positions of the batch, sent to a device once per batch."""
+    def _indices(self, device: torch.device) -> dict[str, Tensor]:
+        """What says where the tokens of the batch are, sent to a device once per batch.
+
+        Rows in the token table; places of tokens among all positions, where these differ; places among the tokens of
+        those that are sampled; and places among the tokens by sample, [B, longest], filled up with `NOWHERE`.
+        """
         if device not in self._on_device:
-            index = None if self._index is None else torch.from_numpy(self._index).to(device, non_blocking=True)
-            self._on_device[device] = (
-                torch.from_numpy(self._rows).to(device, non_blocking=True),
-                index,
-                torch.from_numpy(self._chosen).to(device, non_blocking=True),
-            )
+            arrays = {"rows": self._rows, "chosen": self._chosen}
+            if self._index is not None:
+                arrays["index"] = self._index
+            if self.plan.peak_states:
+                arrays["places"] = self._batch.places(NOWHERE)
+            self._on_device[device] = {
+                name: torch.from_numpy(array).to(device, non_blocking=True) for name, array in arrays.items()
+            }
         return self._on_device[device]
 
-    def _check(self, finite: NDArray[Any], nonzero: NDArray[Any], dtype: str) -> None:
-        if not finite.all():
-            layer = int(np.flatnonzero(~finite.all(axis=0))[0])
-            row = int(self._rows[np.flatnonzero(~finite[:, layer])[0]])
-            advice = "bfloat16 or float32" if dtype == "float16" else "float32"
-            remedy = "check the model's weights" if dtype == "float32" else f"run again with --dtype {advice}"
-            raise NonFiniteActivationError(
-                f"the hidden state entering layer {layer} is not finite in sample {self.plan.tokens.sample[row]} at "
-                f"position {self.plan.tokens.position[row]} (dtype {dtype}); {remedy}"
-            )
-        if not nonzero.all():
-            raise SinkscopeError(
-                f"every hidden state entering layer {int(np.flatnonzero(~nonzero)[0])} is zero; the model was not "
-                "loaded whole or runs where hooks do not see it: load it on one device with --device"
-            )
+    def _normed(self, states: Tensor, reading: LayerReading, tokens: Tensor) -> Tensor:
+        """x / RMS of some tokens, int64 [s] gives float16 [s, D]; bounded by sqrt(D), so nothing overflows."""
+        index = self._on_device[states.device].get("index")
+        chosen = states.index_select(0, tokens if index is None else index.index_select(0, tokens)).float()
+        return chosen.div_(reading.rms.index_select(0, tokens).clamp_min(TINY)[:, None]).half()
 
-
-def _to_host(tensors: list[Tensor]) -> NDArray[Any]:
-    """Tensors of one shape [T, ...] stacked behind their first axis, [T, L+1, ...], in one copy where on one device."""
-    if len({tensor.device for tensor in tensors}) > 1:
-        tensors = [tensor.cpu() for tensor in tensors]
-    stacked = torch.stack(tensors, dim=min(1, tensors[0].dim()))
-    return stacked.cpu().numpy()
+    def _peaks(self, states: Tensor, reading: LayerReading, places: Tensor) -> Kept:
+        """The states of every sample's strongest tokens, and where these stand in their sample; ties by position."""
+        strength = torch.where(places >= 0, reading.odds.amax(dim=1)[places.clamp_min(0)], -1.0)
+        order = strength.argsort(dim=1, descending=True, stable=True)[:, : self.plan.peak_states]
+        missing = self.plan.peak_states - order.shape[1]
+        order = torch.nn.functional.pad(order, (0, missing), value=places.shape[1] - 1)
+        tokens = places.gather(1, order)
+        if missing > 0:
+            tokens[:, -missing:] = NOWHERE
+        some = tokens >= 0
+        normed = self._normed(states, reading, tokens.clamp_min(0).reshape(-1)).unflatten(0, tokens.shape)
+        return {
+            "peak_place": torch.where(some, order, NOWHERE).to(torch.int32),
+            "peak_states": normed.masked_fill_(~some[:, :, None], 0.0),
+        }

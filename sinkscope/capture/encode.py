@@ -11,22 +11,27 @@ from numpy.typing import NDArray
 from sinkscope.backbone.anatomy import text_config
 from sinkscope.backbone.loading import LoadedModel
 from sinkscope.backbone.visual import visual_mask
-from sinkscope.calibration import Sample
+from sinkscope.calibration import Sample, fingerprint
+from sinkscope.capture.chat import chat_pieces, fixed_template, has_chat_template, picture_text
 from sinkscope.errors import InputError
+from sinkscope.store.choices import content_fingerprint
 from sinkscope.store.layout import KIND_SPECIAL, KIND_TEXT, KIND_VISUAL
 
 OTHER_BOS_EVERY = 4
-"""Every fourth text gets the BOS token where the tokenizer would leave it out, and the other way round: sinks move with
-BOS, and thresholds must hold in both cases."""
+"""About every fourth text gets the BOS token where the tokenizer would leave it out, and the other way round: sinks
+move with BOS, and thresholds must hold in both cases. Which ones depends on their contents alone, so that parts of the
+data are encoded as in one run over all."""
 
 
 @dataclass(frozen=True)
 class EncodedSample:
-    """A sample as the model sees it: ids int32 [n], kinds uint8 [n], and the pictures' source."""
+    """A sample as the model sees it: ids int32 [n], kinds uint8 [n], the pictures' source, and whether their prompt is
+    in the chat template (None: where there is one)."""
 
     ids: NDArray[np.int32]
     kinds: NDArray[np.uint8]
     source: Sample | None = None
+    chat_template: bool | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -35,30 +40,44 @@ class EncodedSample:
     def has_images(self) -> bool:
         return self.source is not None
 
+    def fingerprint(self) -> int:
+        """A number of 64 bits that tells contents apart: of the token ids, and of the pictures."""
+        pictures = "" if self.source is None else fingerprint([self.source])
+        return content_fingerprint(self.ids.tobytes() + pictures.encode("ascii"))
 
-def encode(loaded: LoadedModel, samples: Sequence[Sample], max_length: int) -> list[EncodedSample]:
+
+def encode(
+    loaded: LoadedModel, samples: Sequence[Sample], max_length: int, chat_template: bool | None = None
+) -> list[EncodedSample]:
     """Encode samples in their order; a text longer than `max_length` tokens becomes several pieces.
+
+    `chat_template` is that of `CaptureSettings`.
 
     Raises
     ------
     InputError
-        If there is no tokenizer, a picture is given to a model that takes none, or nothing is left.
+        If there is no tokenizer or, where it is asked for, no chat template, a picture is given to a model that takes
+        none, or nothing is left.
     """
     if loaded.tokenizer is None:
         raise InputError(
             f"{loaded.model_id} has no tokenizer, so texts cannot be encoded; give a folder that holds one"
         )
+    if chat_template and not has_chat_template(loaded):
+        raise InputError(f"{loaded.model_id} has no chat template; leave --chat-template out")
     max_length = min(max_length, position_limit(loaded))
     encoded: list[EncodedSample] = []
-    texts = 0
     for sample in samples:
         if sample.text is not None:
-            pieces = encode_text(loaded.tokenizer, sample.text, max_length, texts)
-            texts += len(pieces)
+            pieces = (
+                chat_pieces(loaded, sample.text, max_length)
+                if chat_template
+                else encode_text(loaded.tokenizer, sample.text, max_length)
+            )
             encoded += [EncodedSample(ids, token_kinds(loaded, ids)) for ids in pieces]
         else:
-            ids = image_inputs(loaded, sample)["input_ids"][0].numpy().astype(np.int32)
-            encoded.append(EncodedSample(ids, token_kinds(loaded, ids), sample))
+            ids = image_inputs(loaded, sample, chat_template)["input_ids"][0].numpy().astype(np.int32)
+            encoded.append(EncodedSample(ids, token_kinds(loaded, ids), sample, chat_template))
     if not encoded:
         raise InputError("the calibration data hold no tokens; give texts or pictures")
     embeddings = getattr(loaded.model, "get_input_embeddings", lambda: None)()
@@ -77,8 +96,10 @@ def position_limit(loaded: LoadedModel) -> int:
     return limit if isinstance(limit, int) and limit > 0 else 2**31
 
 
-def encode_text(tokenizer: Any, text: str, max_length: int, number: int = 0) -> list[NDArray[np.int32]]:
+def encode_text(tokenizer: Any, text: str, max_length: int) -> list[NDArray[np.int32]]:
     """Token ids of a text in pieces of nearly equal length, each with the tokenizer's own special tokens.
+
+    A piece whose content falls on one in `OTHER_BOS_EVERY` gets the other BOS policy.
 
     Parameters
     ----------
@@ -86,8 +107,6 @@ def encode_text(tokenizer: Any, text: str, max_length: int, number: int = 0) -> 
     text : str
     max_length : int
         Most tokens of a piece.
-    number : int
-        Number of the first piece among all text pieces; decides about BOS, see `OTHER_BOS_EVERY`.
 
     Returns
     -------
@@ -101,9 +120,9 @@ def encode_text(tokenizer: Any, text: str, max_length: int, number: int = 0) -> 
     bos = tokenizer.bos_token_id
     room = max(1, max_length - len(before) - len(after) - 1)
     pieces = []
-    for index, part in enumerate(np.array_split(np.asarray(plain), -(-len(plain) // room))):
+    for part in np.array_split(np.asarray(plain, np.int32), -(-len(plain) // room)):
         start = list(before)
-        if (number + index) % OTHER_BOS_EVERY == OTHER_BOS_EVERY - 1 and bos is not None:
+        if bos is not None and content_fingerprint(part.tobytes()) % OTHER_BOS_EVERY == 0:
             start = start[1:] if start[:1] == [bos] else [bos, *start]
         pieces.append(np.array([*start, *part.tolist(), *after], np.int32))
     return pieces
@@ -151,8 +170,10 @@ def token_texts(tokenizer: Any, ids: NDArray[np.int32]) -> dict[int, str]:
     return texts
 
 
-def image_inputs(loaded: LoadedModel, sample: Sample) -> dict[str, Any]:
+def image_inputs(loaded: LoadedModel, sample: Sample, chat_template: bool | None = None) -> dict[str, Any]:
     """Model inputs of one image sample, as the processor makes them: CPU tensors with batch size 1.
+
+    The prompt is in the processor's chat template where there is one, but for `chat_template` False.
 
     Raises
     ------
@@ -164,18 +185,20 @@ def image_inputs(loaded: LoadedModel, sample: Sample) -> dict[str, Any]:
         raise InputError(f"{loaded.model_id} takes no pictures; leave --images out")
     pictures, prompt = sample.open_images(), sample.prompt or "Describe the picture."
     try:
-        if getattr(processor, "chat_template", None):
+        if chat_template is not False and getattr(processor, "chat_template", None):
             content: list[dict[str, Any]] = [{"type": "image", "image": picture} for picture in pictures]
             content.append({"type": "text", "text": prompt})
             features = processor.apply_chat_template(
                 [{"role": "user", "content": content}],
+                chat_template=fixed_template(processor),
                 add_generation_prompt=True,
                 tokenize=True,
                 return_dict=True,
                 return_tensors="pt",
             )
         else:
-            text = image_token(loaded) * len(pictures) + "\n" + prompt
+            placeholders = (picture_text(loaded) or image_token(loaded)) * len(pictures)
+            text = placeholders.removesuffix("\n") + "\n" + prompt
             features = processor(images=pictures, text=text, return_tensors="pt")
     except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -187,13 +210,11 @@ def image_inputs(loaded: LoadedModel, sample: Sample) -> dict[str, Any]:
 
 
 def image_token(loaded: LoadedModel) -> str:
-    """The text that stands for a picture in a prompt."""
+    """The text that stands for a picture in a prompt; empty for a processor that needs none."""
     token = getattr(loaded.processor, "image_token", None)
     if token is None and loaded.anatomy.placeholder_ids:
         token = loaded.tokenizer.convert_ids_to_tokens(loaded.anatomy.placeholder_ids[0])
-    if token is None:
-        raise InputError(f"the processor of {loaded.model_id} names no image token; profile on texts alone")
-    return str(token)
+    return "" if token is None else str(token)
 
 
 def model_inputs(loaded: LoadedModel, batch: Sequence[EncodedSample]) -> tuple[dict[str, Any], NDArray[np.bool_]]:
@@ -203,7 +224,7 @@ def model_inputs(loaded: LoadedModel, batch: Sequence[EncodedSample]) -> tuple[d
     """
     first = batch[0]
     if first.source is not None:
-        inputs = image_inputs(loaded, first.source)
+        inputs = image_inputs(loaded, first.source, first.chat_template)
         return inputs, np.ones((1, len(first)), bool)
     lengths = np.array([len(sample) for sample in batch])
     valid = np.arange(lengths.max()) < lengths[:, None]

@@ -5,7 +5,6 @@ import importlib.metadata
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,12 +12,15 @@ from numpy.typing import NDArray
 from torch import nn
 
 from sinkscope.backbone.loading import LoadedModel
+from sinkscope.backbone.placement import parameter_values, plain_tensors
+from sinkscope.backbone.running import model_dtype
 from sinkscope.calibration import Sample, fingerprint
+from sinkscope.capture.chat import chat_bos_policy
 from sinkscope.capture.encode import EncodedSample, bos_policy, encode, token_texts
-from sinkscope.capture.sampling import choose_samples, choose_tokens
-from sinkscope.capture.settings import CaptureSettings
+from sinkscope.capture.settings import BATCH_TOKENS, CaptureSettings
 from sinkscope.errors import InputError
-from sinkscope.store.layout import ATTENTION_MEASURED, KIND_NAMES, RunAttributes, RunPlan, TokenTable
+from sinkscope.store.choices import choose_samples, choose_tokens, kept_budget
+from sinkscope.store.layout import ATTENTION_MEASURED, KIND_NAMES, KIND_VISUAL, RunAttributes, RunPlan, TokenTable
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def make_plan(
     if not samples:
         raise InputError("there are no calibration samples; give texts or pictures")
     used = spread(samples, settings.max_samples)
-    encoded = within_budget(encode(loaded, used, settings.max_length), settings)
+    encoded = within_budget(encode(loaded, used, settings.max_length, settings.chat_template), settings)
     lengths = np.array([len(sample) for sample in encoded])
     ids = np.concatenate([sample.ids for sample in encoded])
     tokens = TokenTable(
@@ -75,7 +77,8 @@ def make_plan(
         np.repeat(np.arange(len(encoded)), lengths).astype(np.int32),
         np.concatenate([sample.kinds for sample in encoded]),
     )
-    attended = choose_attended(encoded, settings) if attention == ATTENTION_MEASURED else frozenset()
+    fingerprints = np.array([sample.fingerprint() for sample in encoded], np.uint64)
+    attended = choose_attended(encoded, fingerprints, settings) if attention == ATTENTION_MEASURED else frozenset()
     batches = make_batches(encoded, attended, settings)
     counts = np.bincount(tokens.kind, minlength=len(KIND_NAMES))
     attributes = RunAttributes(
@@ -86,15 +89,24 @@ def make_plan(
         settings={
             **settings.to_json(),
             "attention_kernel": str(getattr(getattr(loaded.model, "config", None), "_attn_implementation", None)),
+            "attention_layers": np.flatnonzero(loaded.anatomy.attention_layers).tolist(),
             "weights": weights_fingerprint(loaded.model),
         },
         calibration={
-            "fingerprint": fingerprint(used),
+            "fingerprint": fingerprint(
+                used,
+                chat_template=settings.chat_template,
+                max_tokens=settings.max_tokens,
+                max_length=settings.max_length,
+                seed=settings.seed,
+            ),
             "samples": len(encoded),
             "tokens": len(tokens),
             "kinds": dict(zip(KIND_NAMES, counts.tolist(), strict=True)),
             "source": source,
-            "bos": bos_policy(loaded.tokenizer),
+            "chat_template": settings.chat_template,
+            "max_length": settings.max_length,
+            "bos": chat_bos_policy(loaded) if settings.chat_template else bos_policy(loaded.tokenizer),
         },
         seed=settings.seed,
         versions=versions(),
@@ -107,11 +119,13 @@ def make_plan(
         tokens,
         token_texts(loaded.tokenizer, ids),
         np.array([sample for batch in batches for sample in batch], np.int32),
-        choose_tokens(tokens, settings.sampled_tokens, settings.seed),
+        choose_tokens(tokens, fingerprints, kept_budget(settings.to_json()), settings.seed),
         np.flatnonzero(np.isin(tokens.sample, sorted(attended))).astype(np.int64),
         settings.top_tokens,
         min(settings.largest, loaded.anatomy.hidden_size),
         settings.levels,
+        fingerprints=fingerprints,
+        peak_states=settings.peak_states,
     )
     return CapturePlan(run, tuple(encoded), batches, attended)
 
@@ -140,12 +154,16 @@ def within_budget(encoded: list[EncodedSample], settings: CaptureSettings) -> li
     return [encoded[number] for number in sorted(kept)]
 
 
-def choose_attended(encoded: Sequence[EncodedSample], settings: CaptureSettings) -> frozenset[int]:
-    """The samples whose attention is measured: seeded, texts and pictures apart, only those with later queries."""
+def choose_attended(
+    encoded: Sequence[EncodedSample], fingerprints: NDArray[np.uint64], settings: CaptureSettings
+) -> frozenset[int]:
+    """The samples whose attention is measured: seeded, with visual tokens and without, of those with later queries."""
     chosen: set[int] = set()
-    for images, number in ((False, settings.attention_texts), (True, settings.attention_images)):
-        candidates = [i for i, sample in enumerate(encoded) if sample.has_images == images and len(sample) > 1]
-        chosen |= set(choose_samples(np.array(candidates, np.int64), number, settings.seed).tolist())
+    for visual, number in ((False, settings.attention_texts), (True, settings.attention_images)):
+        candidates = [
+            i for i, sample in enumerate(encoded) if (KIND_VISUAL in sample.kinds) == visual and len(sample) > 1
+        ]
+        chosen |= set(choose_samples(np.array(candidates, np.int64), fingerprints, number, settings.seed).tolist())
     return frozenset(chosen)
 
 
@@ -153,13 +171,14 @@ def make_batches(
     encoded: Sequence[EncodedSample], attended: frozenset[int], settings: CaptureSettings
 ) -> tuple[tuple[int, ...], ...]:
     """Texts of similar length together, up to `batch_tokens` with padding; pictures one by one; in a seeded order."""
+    limit = settings.batch_tokens or BATCH_TOKENS
     batches: list[tuple[int, ...]] = [(i,) for i, sample in enumerate(encoded) if sample.has_images]
     for group in (True, False):
         texts = [i for i, sample in enumerate(encoded) if not sample.has_images and (i in attended) == group]
         current: list[int] = []
         for number in sorted(texts, key=lambda i: (-len(encoded[i]), i)):
             # Sorted down, so the first sample of a batch is its longest.
-            if current and len(encoded[current[0]]) * (len(current) + 1) > settings.batch_tokens:
+            if current and len(encoded[current[0]]) * (len(current) + 1) > limit:
                 batches.append(tuple(current))
                 current = []
             current.append(number)
@@ -169,27 +188,20 @@ def make_batches(
     return tuple(batches[i] for i in order)
 
 
-def model_dtype(model: nn.Module) -> torch.dtype:
-    """The floating dtype in which the model computes."""
-    dtype = getattr(model, "dtype", None)
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-
-
 def weights_fingerprint(model: nn.Module, entries: int = 64) -> str:
     """SHA-256 over a few evenly spaced entries of every parameter, as 16 hexadecimal digits.
 
-    It tells models under one name apart, such as a folder that training has overwritten since.
+    It tells models under one name apart, such as a folder that training has overwritten since. Where the parameters
+    rest, in memory or on disk, makes no difference.
     """
     digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
+    # Tied parameters count twice, for once they rest on disk they cannot be told from others.
+    for name, parameter in model.named_parameters(remove_duplicate=False):
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-        if parameter.is_meta or not parameter.numel():
-            continue
-        flat = parameter.detach().reshape(-1)
-        chosen: NDArray[Any] = flat[:: max(1, flat.numel() // entries)].cpu().contiguous().view(torch.uint8).numpy()
-        digest.update(chosen.tobytes())
+        for values in plain_tensors(parameter_values(model, name)):
+            flat = values.reshape(-1)
+            chosen = flat[:: max(1, flat.numel() // entries)].cpu().contiguous().view(torch.uint8).numpy()
+            digest.update(chosen.tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from sinkscope.capture.attention import causal_expectation
 from sinkscope.capture.collector import Collector
-from sinkscope.capture.sampling import causal_expectation, choose_tokens
 from sinkscope.errors import InputError
+from sinkscope.store.choices import choose_tokens, content_fingerprint
 from sinkscope.store.layout import (
     ATTENTION_MEASURED,
     ATTENTION_NOT_REQUESTED,
@@ -120,16 +121,19 @@ def write_synthetic(
         "hidden_size": width,
         "attention": ATTENTION_NOT_REQUESTED if drawn is None else ATTENTION_MEASURED,
     }
+    parts = (states[:, starts[i] : starts[i + 1]].float().cpu().numpy() for i in range(num_samples))
+    fingerprints = np.array([content_fingerprint(part.tobytes()) for part in parts], np.uint64)
     plan = RunPlan(
         RunAttributes(**{**defaults, **attributes}),
         table,
         named,
         np.arange(num_samples, dtype=np.int32),
-        choose_tokens(table, count if sampled is None else sampled, seed),
+        choose_tokens(table, fingerprints, count if sampled is None else sampled, seed),
         np.arange(0 if drawn is None else count, dtype=np.int64),
         top_tokens,
         min(largest, width),
         levels,
+        fingerprints=fingerprints,
     )
     collector = Collector(plan)
     collector.begin(range(num_samples))

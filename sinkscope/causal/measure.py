@@ -19,15 +19,13 @@ from torch import Tensor, nn
 from sinkscope.backbone.attention import attention_tap
 from sinkscope.backbone.hooks import StateCallback, edited_state, entering_states
 from sinkscope.backbone.loading import LoadedModel
+from sinkscope.backbone.running import FAILURES, input_device, model_dtype
 from sinkscope.capture.attention import AttentionMeter
 from sinkscope.capture.encode import KIND_TEXT, EncodedSample, model_inputs
-from sinkscope.capture.planning import model_dtype
-from sinkscope.capture.runner import input_device
 from sinkscope.causal.design import NO_EDIT, Edit
 from sinkscope.causal.settings import CausalSettings
 from sinkscope.errors import InputError, SinkscopeError
 
-FAILURES = (RuntimeError, IndexError, ValueError, TypeError, AttributeError, NotImplementedError)
 TOLERANCE = 0.02
 """How far drawn attention (as a fraction) and loss (in nats) may differ between a plain pass and one with many edits:
 rounding in bfloat16 stays below, a pass that mixes samples up does not."""
@@ -183,7 +181,7 @@ def next_token_logits(model: nn.Module, inputs: dict[str, Any], positions: NDArr
         options["use_cache"] = False
     chosen = torch.from_numpy(positions)
     if "logits_to_keep" in parameters:
-        options["logits_to_keep"] = chosen if len(chosen) else 1
+        options["logits_to_keep"] = chosen if len(chosen) else torch.tensor([-1])
     output = model(**inputs, **options)
     logits = getattr(output, "logits", None)
     if logits is None or not len(chosen):

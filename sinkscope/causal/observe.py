@@ -94,7 +94,7 @@ def _texts(loaded: LoadedModel, samples: Sequence[Sample], settings: CausalSetti
     if not texts or not settings.texts:
         return
     # Pieces as a capture run cuts them, and only their beginnings: cut to this length they might all be too short.
-    pieces = encode(loaded, texts, max(settings.max_length, CaptureSettings().max_length))
+    pieces = encode(loaded, texts, max(settings.max_length, CaptureSettings().max_length), settings.chat_template)
     long = [piece for piece in pieces if len(piece) > settings.later_queries]
     order = np.random.default_rng([settings.seed, 0]).permutation(len(long))
     for place in order[: settings.texts * TRIES]:
@@ -108,7 +108,7 @@ def _pictures(loaded: LoadedModel, samples: Sequence[Sample], settings: CausalSe
         return
     order = np.random.default_rng([settings.seed, 1]).permutation(len(pictures))
     for place in order[: settings.pictures * TRIES]:
-        yield from encode(loaded, [pictures[place]], settings.max_length)
+        yield from encode(loaded, [pictures[place]], settings.max_length, settings.chat_template)
 
 
 def _read(

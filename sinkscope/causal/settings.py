@@ -30,6 +30,8 @@ class CausalSettings:
         prompts that follow a picture are short.
     loss_targets : int
         At most so many text tokens of a sample, evenly spread, count for the loss.
+    chat_template : bool, optional
+        As in `CaptureSettings`.
     attention : bool
         Measure the attention drawn, where the model gives access to it; else the change of loss alone.
     fall, control_fall : float
@@ -53,6 +55,7 @@ class CausalSettings:
     later_queries: int = 40
     later_queries_visual: int = 16
     loss_targets: int = 16
+    chat_template: bool | None = None
     attention: bool = True
     fall: float = 0.5
     control_fall: float = 0.2

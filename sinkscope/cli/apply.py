@@ -126,6 +126,8 @@ def command(
 
         with ProgressBar() as bar, bar.waiting(f"loading {model}"):
             loaded = load(model, revision=revision, dtype=dtype, device_map=device, trust_remote_code=trust_remote_code)
+        if loaded.note:
+            note(loaded.note)
         check_answerable(loaded)
         if profile is None:
             profile = choose_profile(loaded)

@@ -81,7 +81,7 @@ def _profile(model: str, out: Path) -> tuple["LoadedModel", "Profile", list[tupl
     note(f"Profiling {model}")
     with quiet_stdout(), ProgressBar() as bar:
         loaded = load(model)
-        profile = profile_model(loaded, run=run, name=name, progress=bar.stage("tokens"))
+        profile = profile_model(loaded, run=run, name=name, progress=bar.stage("capture", "tokens"))
         profile.save(output)
         pictures = draw_run(run, profile, make_folder(out / name, "--out"))
     print_rich("", profile_summary(profile))

@@ -7,19 +7,25 @@ on stderr that starts with ``sinkscope: error:``.
 import contextlib
 import difflib
 import importlib
+import logging
 import os
 import shlex
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from sinkscope import __version__
 from sinkscope.errors import SinkscopeError
+from sinkscope.processes import first_to_fail, this_process
+
+if TYPE_CHECKING:
+    from sinkscope.cli.events import EventLog
 
 FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
 
@@ -33,6 +39,7 @@ COMMANDS = {
     "predict": "sinkscope.cli.predict",
     "inspect": "sinkscope.cli.inspect",
     "info": "sinkscope.cli.info",
+    "merge": "sinkscope.cli.merge",
     "discover": "sinkscope.cli.discover",
     "registry": "sinkscope.cli.registry",
     "serve": "sinkscope.cli.serve",
@@ -52,18 +59,21 @@ class Session:
         Whether to show the traceback of an error.
     run : Path or None
         The run file at work, which an interrupted command leaves behind to be resumed.
+    events : EventLog or None
+        Told about the end of the command, whatever it is.
     """
 
     arguments: tuple[str, ...] = ()
     debug: bool = False
     run: Path | None = None
+    events: "EventLog | None" = None
 
     def interrupted(self) -> str:
         """What to say when the user stops the command."""
         if self.run is None or not self.run.exists():
             return "interrupted; nothing was kept"
         again = [argument for argument in self.arguments if argument != "--resume"]
-        command = shlex.join(["sinkscope", *again, "--resume"])
+        command = shlex.join([*this_process().launcher(), *again, "--resume"])
         return f"interrupted; {self.run} keeps what was measured, go on with `{command}`"
 
 
@@ -130,6 +140,14 @@ def cli(ctx: click.Context, debug: bool) -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run the command line `arguments` and return the exit code, whatever happens."""
     session = Session(tuple(arguments))
+    code = _run(session)
+    if session.events is not None and code == 0:
+        session.events.finished()
+    return code
+
+
+def _run(session: Session) -> int:
+    arguments = session.arguments
     try:
         outcome = cli.main(list(arguments), prog_name="sinkscope", standalone_mode=False, obj=session)
         sys.stdout.flush()
@@ -161,13 +179,23 @@ def main() -> None:
     if not sys.stderr.isatty():
         # Bars of other libraries fill a log with hundreds of copies of themselves. Read when tqdm is first imported.
         os.environ.setdefault("TQDM_DISABLE", "1")
+    # transformers imports torchao where it is installed, which then tells what this build of torch lacks for it.
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    # Schedulers stop a command so, and torchrun where another process has failed: as with ctrl-C, it says how to go on.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(run(sys.argv[1:]))
 
 
 def _fail(session: Session, error: BaseException, message: str, code: int) -> int:
     if session.debug:
         traceback.print_exception(error)
-    print(f"sinkscope: error: {' '.join(message.split())}", file=sys.stderr)
+    message = " ".join(message.split())
+    if session.events is not None:
+        kind = "Interrupted" if code == INTERRUPTED else type(error).__name__
+        session.events.failed(kind, message, code, resumable=session.run is not None and session.run.exists())
+    if first_to_fail():
+        print(f"sinkscope: error: {message}", file=sys.stderr)
     return code
 
 

@@ -21,6 +21,16 @@ def short_name(model: str) -> str:
     return re.sub(r"[^a-z0-9._-]+", "-", base.lower()).strip("-.") or "model"
 
 
+def bytes_on_disk(path: Path) -> int:
+    """The bytes that the file at `path` takes up so far, without space that is only reserved; 0 where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return 0
+    blocks = getattr(status, "st_blocks", None)  # Windows has none.
+    return status.st_size if blocks is None else min(status.st_size, blocks * 512)
+
+
 def check_writable(path: Path, option: str) -> None:
     """Raise `InputError` if a file at `path` could not be made or replaced; `option` is what the user may change."""
     folder = path.parent

@@ -43,13 +43,12 @@ def command(model: str, adapter: Path | None, revision: str | None, trust_remote
         from sinkscope.pipeline import resolve
         from sinkscope.weights import predict
 
-        show = bar.stage("megabytes read")
         prediction = predict(
             resolve(model),
             revision=revision,
             trust_remote_code=trust_remote_code,
             adapter=adapter,
-            progress=lambda done, total: show(done // MEGABYTE, total // MEGABYTE),
+            progress=bar.stage("read", unit="bytes"),
         )
     if as_json:
         print_json(prediction.to_dict())

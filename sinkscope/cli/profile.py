@@ -1,12 +1,13 @@
 """``sinkscope profile``: from a model to its profile."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import click
 
+from sinkscope import __version__
+from sinkscope.cli.events import EventLog
 from sinkscope.cli.main import Session
-from sinkscope.cli.options import model_options
+from sinkscope.cli.options import ByteSize, model_options
 from sinkscope.cli.output import (
     ProgressBar,
     json_option,
@@ -17,15 +18,17 @@ from sinkscope.cli.output import (
     quiet_stdout,
 )
 from sinkscope.cli.pictures import check_drawing, draw_run
-from sinkscope.cli.places import check_writable, make_folder, short_name
+from sinkscope.cli.places import bytes_on_disk, check_writable, make_folder, short_name
 from sinkscope.errors import InputError, NonFiniteActivationError, UnsupportedModelError
+from sinkscope.processes import share_devices, share_path, this_process
 
 EXAMPLES = """\b
 Examples:
   sinkscope profile demo:llm --causal
   sinkscope profile llava-hf/llava-1.5-7b-hf -o llava.json --plots figures
   sinkscope profile ./model.gguf --texts my-corpus.txt --samples 64
-  sinkscope profile ./my-lmm --images photos/ --run my-lmm.run.h5 --resume
+  sinkscope profile ./my-model --dataset HuggingFaceFW/fineweb:sample-10BT --tokens 200000 --chat-template
+  sinkscope profile ./my-lmm --images photos/ --run my-lmm.run.h5 --resume --events events.jsonl
 """
 
 
@@ -48,23 +51,51 @@ Examples:
     "--texts",
     metavar="P",
     type=click.Path(path_type=Path),
-    help="Your own texts: a file or a folder. Default: embedded texts.",
+    help="Your own texts: a .txt, .jsonl or .parquet file, or a folder of them. Default: embedded texts.",
 )
 @click.option(
     "--images",
     metavar="P",
     type=click.Path(path_type=Path),
-    help="Your own pictures: a file or a folder. Default: generated ones.",
+    help="Your own pictures: a file or a folder, with prompts in prompts.jsonl or metadata.jsonl. Default: generated "
+    "ones.",
+)
+@click.option(
+    "--dataset",
+    metavar="ID[@REV][:CONFIG[:SPLIT]]",
+    help="Texts or pictures of a dataset on the hub or a local one, streamed; 128 rows, or see --samples, --tokens.",
 )
 @click.option("--samples", metavar="N", type=click.IntRange(min=1), help="Use at most so many samples.")
 @click.option("--tokens", metavar="N", type=click.IntRange(min=1), help="Use at most so many tokens.")
+@click.option(
+    "--chat-template/--no-chat-template",
+    default=None,
+    help="Put texts and prompts of pictures into the chat template, or neither. Default: prompts, not texts.",
+)
 @click.option("--resume", is_flag=True, help="Go on with the run file of an interrupted run.")
+@click.option(
+    "--keep",
+    type=click.Choice(["sample", "topk", "all", "none"]),
+    default="sample",
+    show_default=True,
+    help="Whose hidden states the run file keeps: of a seeded choice of tokens; also of every sample's tokens with the "
+    "highest peaks; of all tokens; of none, which leaves no profile to be made.",
+)
+@click.option("--max-store", metavar="SIZE", type=ByteSize(), help="Refuse a larger run file, such as 2GB, at once.")
+@click.option(
+    "--compress",
+    type=click.Choice(["blosc2", "gzip"]),
+    help="Compress the finished run file; Blosc2 needs hdf5plugin to write and to read.",
+)
 @click.option("--no-attention", is_flag=True, help="Do not measure attention; every massive dimension is then listed.")
 @click.option("--causal", is_flag=True, help="Check by exchange that the dimensions found draw the attention.")
 @click.option(
     "--seed", metavar="N", type=click.IntRange(min=0), default=0, show_default=True, help="Of every random choice."
 )
 @click.option("--name", metavar="NAME", help="Name of the profile; default: made from MODEL.")
+@click.option(
+    "--events", metavar="FILE|-", help="Append progress, errors and the end as JSON lines to this file; -: to stderr."
+)
 @click.option("--plots", metavar="DIR", type=click.Path(path_type=Path), help="Draw the pictures into this folder.")
 @model_options
 @json_option
@@ -76,13 +107,19 @@ def command(
     run: Path | None,
     texts: Path | None,
     images: Path | None,
+    dataset: str | None,
     samples: int | None,
     tokens: int | None,
+    chat_template: bool | None,
     resume: bool,
+    keep: str,
+    max_store: int | None,
+    compress: str | None,
     no_attention: bool,
     causal: bool,
     seed: int,
     name: str | None,
+    events: str | None,
     plots: Path | None,
     device: str,
     dtype: str,
@@ -96,6 +133,8 @@ def command(
     hidden state entering every decoder layer into one run file, and finds the dimensions, layers and thresholds of its
     sinks. A model without sinks gets a profile that says so.
     """
+    if events is not None:
+        session.events = EventLog(events)
     stem = short_name(model)
     output = output or Path(f"{stem}.profile.json")
     run = run or Path(f"{stem}.run.h5")
@@ -109,44 +148,73 @@ def command(
     if plots is not None:
         make_folder(plots, "--plots")
         check_drawing()
+    process = this_process()
+    mine = session.run = run if process.is_alone else share_path(run, process.rank)
+    if session.events is not None:
+        session.events.started(
+            sinkscope=__version__, model=model, run=str(run), profile=str(output), resumed=mine.exists()
+        )
 
-    with quiet_stdout(), quiet_libraries(), ProgressBar() as bar:
+    with quiet_stdout(), ProgressBar(session.events) as bar:
+        from sinkscope.calibration import gather
+
+        # Before the model, whose loading takes longer than to find out that a line of the texts is malformed.
+        with bar.waiting("reading the calibration data"):
+            calibration = gather(texts, images, dataset, samples=samples, tokens=tokens, seed=seed)
+
+    with quiet_stdout(), quiet_libraries(), ProgressBar(session.events) as bar:
+        from sinkscope.capture.distributed import joined
         from sinkscope.pipeline import load, profile_model
         from sinkscope.report import profile_summary
 
+        if device in ("auto", "cuda"):
+            share_devices(process)
         with bar.waiting(f"loading {model}"):
             loaded = load(model, revision=revision, dtype=dtype, device_map=device, trust_remote_code=trust_remote_code)
-        session.run = run
-        made_here = not run.exists()
-        checking: list[Callable[[int, int], None]] = []
-
-        def show_check(done: int, total: int) -> None:
-            # Its bar appears when the check begins, not beside that of the capture run.
-            if not checking:
-                checking.append(bar.stage("causal check"))
-            checking[0](done, total)
-
+        if loaded.note and process.is_first:
+            note(loaded.note)
+        made_here = not mine.exists()
         try:
-            profile = profile_model(
-                loaded,
-                texts=texts,
-                images=images,
-                samples=samples,
-                tokens=tokens,
-                run=run,
-                resume=resume,
-                attention=not no_attention,
-                seed=seed,
-                progress=bar.stage("tokens"),
-                causal=causal,
-                causal_progress=show_check,
-            )
+            with joined(process) as ranks:
+                profile = profile_model(
+                    loaded,
+                    calibration=calibration,
+                    samples=samples,
+                    tokens=tokens,
+                    chat_template=chat_template,
+                    run=run,
+                    resume=resume,
+                    keep=keep,
+                    max_store=max_store,
+                    compress=compress,
+                    attention=not no_attention,
+                    seed=seed,
+                    name=name,
+                    progress=bar.stage(
+                        "capture",
+                        "tokens",
+                        lambda: {"layers": loaded.anatomy.num_layers, "bytes": bytes_on_disk(mine)},
+                    ),
+                    causal=causal,
+                    causal_progress=bar.stage("causal check", "edits"),
+                    ranks=ranks,
+                )
         except (NonFiniteActivationError, UnsupportedModelError):
             # A run that can never be finished is of no use to --resume.
             if made_here:
-                run.unlink(missing_ok=True)
+                mine.unlink(missing_ok=True)
             raise
+    if not process.is_first:
+        return
     profile.save(output)
+    if session.events is not None:
+        session.events.result(
+            verdict=profile.verdict,
+            dims=list(profile.dims),
+            run=str(run),
+            profile=str(output),
+            bytes=bytes_on_disk(run),
+        )
     if as_json:
         print_json(profile.to_json())
     else:

@@ -68,6 +68,8 @@ def command(
                     loaded = load(
                         model, revision=revision, dtype=dtype, device_map=device, trust_remote_code=trust_remote_code
                     )
+                if loaded.note:
+                    note(loaded.note)
                 if not no_var:
                     check_answerable(loaded)
                     profile = choose_profile(loaded) if profile is None else profile

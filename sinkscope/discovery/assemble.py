@@ -46,7 +46,7 @@ def discover(
     Raises
     ------
     StoreError
-        If the run cannot be read or holds no tokens.
+        If the run cannot be read, or holds no tokens or no hidden states.
     """
     if not isinstance(run, RunReader):
         with RunReader(run) as reader:
@@ -54,6 +54,11 @@ def discover(
     settings = settings or DiscoverySettings()
     if not len(run.tokens):
         raise StoreError(f"{run.path} holds no tokens yet; resume the run with `sinkscope profile MODEL --resume`")
+    if not len(run.sampled(0)[0]):
+        raise StoreError(
+            f"{run.path} keeps no hidden states, so what is ordinary in a dimension is not known; profile with "
+            "--keep sample"
+        )
     return describe(find(run, settings), name or profile_name(run.attributes.model_id))
 
 

@@ -48,6 +48,15 @@ class AttentionLink:
         return layer < self.num_layers and not bool(np.isnan(self.drawn[:, layer]).all())
 
 
+def attended_layers(run: RunReader, link: AttentionLink | None) -> NDArray[np.int64] | None:
+    """The layers that hold softmax attention, where some do not; else None. Where nothing was measured, as the run says
+    of the model."""
+    if link is not None:
+        return link.attended
+    known = run.attributes.settings.get("attention_layers")
+    return np.array(known, np.int64) if known and len(known) < run.attributes.num_layers else None
+
+
 def least_later_queries(run: RunReader, settings: DiscoverySettings) -> NDArray[np.int64]:
     """How many later queries a token needs to be judged, int64 [N]: fewer in short samples, half of their length, so
     that these can be judged at all."""

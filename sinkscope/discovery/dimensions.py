@@ -134,23 +134,27 @@ class Persistence:
     attended : int64 [A] or None
         Hybrids only: the layers that hold softmax attention. Where recurrent layers stand between them a spike may
         exist right before attention only, so that hidden states consecutive among these count as consecutive too.
+    attended_minimum : int
+        Over so many of these: as in a model of so few layers.
     """
 
     minimum: int
     attended: NDArray[np.int64] | None = None
+    attended_minimum: int = 2
 
     def held(self, active: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """`active` [L+1] without its stretches that are too short."""
         kept = np.zeros_like(active)
-        for order in self.orders(len(active)):
+        for order, minimum in self.orders(len(active)):
             for first, last in runs(active[order]):
-                if last - first + 1 >= self.minimum:
+                if last - first + 1 >= minimum:
                     kept[order[first : last + 1]] = True
         return kept
 
-    def orders(self, depth: int) -> list[NDArray[np.int64]]:
-        """The sequences of hidden states along which to look."""
-        return [np.arange(depth)] + ([] if self.attended is None else [self.attended])
+    def orders(self, depth: int) -> list[tuple[NDArray[np.int64], int]]:
+        """The sequences of hidden states along which to look, and how long it must last in each."""
+        everywhere = [(np.arange(depth), self.minimum)]
+        return everywhere if self.attended is None else [*everywhere, (self.attended, self.attended_minimum)]
 
 
 class Drawing(NamedTuple):
@@ -231,9 +235,9 @@ def find_candidates(
     fleeting: list[int] = []
     for dim in massive.dims.tolist():
         held = np.zeros(len(massive.active), bool)
-        for order in persistence.orders(len(held)):
+        for order, minimum in persistence.orders(len(held)):
             for stretch in _without_rotation(massive.active[:, dim], order, dim, peaks, magnitudes, settings):
-                if len(stretch) >= persistence.minimum:
+                if len(stretch) >= minimum:
                     held[stretch] = True
         if held.any():
             lasting.append(Candidate(dim, float(massive.adjusted[dim]), held))

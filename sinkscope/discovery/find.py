@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sinkscope.discovery.attention import AttentionLink, read_link
+from sinkscope.discovery.attention import AttentionLink, attended_layers, read_link
 from sinkscope.discovery.dimensions import (
     Candidate,
     Persistence,
@@ -96,7 +96,9 @@ def find(run: RunReader, settings: DiscoverySettings) -> Findings:
     """Find sink dimensions, bands and thresholds in a run that holds tokens."""
     depth = run.attributes.num_layers + 1
     link, unlinked = read_link(run, settings)
-    persistence = Persistence(settings.run_length(depth - 1), link.attended if link is not None else None)
+    softmax = attended_layers(run, link)
+    among = depth - 1 if softmax is None else len(softmax)
+    persistence = Persistence(settings.run_length(depth - 1), softmax, settings.run_length(among))
     peaks = measure_peaks(run, settings, gaps=link is None)
     magnitudes = TokenMagnitudes(run, peaks.typical)
     drawing, counted = None, None

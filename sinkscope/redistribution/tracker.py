@@ -76,9 +76,12 @@ class Tracker:
             self._sequences.clear()
             self._close()
 
-    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _before(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         if self._owner is not None and self._owner is not module:
-            return
+            return None
+        given, kept = kwargs, kwargs.get("logits_to_keep")
         if args:
             kwargs = dict(zip(self._names[module], args, strict=False)) | kwargs
         self._owner = module
@@ -91,6 +94,11 @@ class Tracker:
             kwargs.get("past_key_values"),
             pictures=any(_may_be_pictures(name, value) for name, value in kwargs.items()),
         )
+        count = self.step.count if self.step is not None else 1
+        if not isinstance(kept, int) or kept < 1 or count == 1:
+            return None
+        # Told a number, some models drop all other positions in the layers that share keys with those below.
+        return args, given | {"logits_to_keep": torch.arange(-min(kept, count), 0)}
 
     def _open(self, ids: Tensor | None, embeddings: Tensor | None, mask: Any, cache: Any, *, pictures: bool) -> None:
         if cache is not None and not hasattr(cache, "get_seq_length"):

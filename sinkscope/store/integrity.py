@@ -51,7 +51,8 @@ def checksum(arrays: Iterable[NDArray[Any]]) -> int:
     """CRC-32 over the bytes of the arrays, one after another."""
     value = 0
     for array in arrays:
-        value = zlib.crc32(np.ascontiguousarray(array).tobytes(), value)
+        # Bytes as they are: a copy of them would cost more than the sum.
+        value = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, value)
     return value
 
 
@@ -72,5 +73,6 @@ def header_checksum(plan: RunPlan) -> int:
     )
     tokens = plan.tokens
     arrays = (tokens.id, tokens.position, tokens.sample, tokens.kind)
-    chosen = (plan.order, plan.sampled_tokens, plan.attention_tokens)
-    return zlib.crc32(text.encode("utf-8"), checksum(arrays + chosen))
+    chosen = (plan.order, plan.sampled_tokens, plan.attention_tokens, plan.fingerprints)
+    part = () if plan.part is None else (plan.part,)
+    return zlib.crc32(text.encode("utf-8"), checksum(arrays + chosen + part))

@@ -9,9 +9,11 @@
     /statistics             the accumulators over all calibration tokens                      [L+1, D, ...]
     /largest                dim, value [N, L+1, M], rms [N, L+1]
     /sampled                token [S], states [S, L+1, D]
+    /peaks                  place [samples, L+1, Q], states [samples, L+1, Q, D], where they are kept
     /attention              token, later_queries [A]; drawn, expected, value_norm [A, L]
     /recovery               the second slot of the accumulators, of use to a running file only
     /checksums              CRC-32 of every sample's rows, one dataset each for `ROW_DATASETS`  [samples]
+    /samples                fingerprint [samples]; part [2, samples] in a part of a larger run
     /progress               order [samples], record [2, RECORD_BYTES], seal [SEAL_BYTES]
 
 The structure is written once, before the first batch, at its final size. From then on bytes are only overwritten in
@@ -21,13 +23,13 @@ committed.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "2.0"
 
 KIND_TEXT, KIND_SPECIAL, KIND_VISUAL = 0, 1, 2
 KIND_NAMES = ("text", "special", "visual")
@@ -52,6 +54,8 @@ ROW_DATASETS = (
     "largest/value",
     "largest/rms",
     "sampled/states",
+    "peaks/place",
+    "peaks/states",
     "attention/drawn",
     "attention/later_queries",
     "attention/expected",
@@ -139,6 +143,20 @@ class Statistics:
 
 STATISTICS_FIELDS = tuple(field.name for field in fields(Statistics) if field.name != "levels")
 
+STATISTICS_MERGE = {
+    "count": "sum",
+    "topk_odds": "top",
+    "topk_token": "top",
+    "peak_magnitude": "max",
+    "exceedance": "sum",
+    "sum_normed": "sum",
+    "sum_abs_normed": "sum",
+    "sum_square_normed": "sum",
+    "sum_rms": "sum",
+}
+"""How the accumulators over two disjoint sets of tokens combine into those over both: the sum, the larger one, or the K
+largest odds of both with their tokens. Sums in float64 merge up to rounding, all else exactly."""
+
 
 @dataclass(frozen=True)
 class AttentionTable:
@@ -181,6 +199,9 @@ class SampleRows:
         x / RMS of the tokens that the plan chose.
     drawn, expected, value_norm : float32 [n, L], later_queries : int32 [n], optional
         Attention, for the samples that the plan chose.
+    peak_place : int32 [1, L+1, Q], peak_states : float16 [1, L+1, Q, D], optional
+        In every layer, the tokens with the highest odds in any dimension: their places in the sample, -1 where it is
+        too short, and x / RMS. Where the plan keeps them.
     """
 
     sample: int
@@ -192,12 +213,25 @@ class SampleRows:
     later_queries: NDArray[np.int32] | None = None
     expected: NDArray[np.float32] | None = None
     value_norm: NDArray[np.float32] | None = None
+    peak_place: NDArray[np.int32] | None = None
+    peak_states: NDArray[np.float16] | None = None
+
+    @classmethod
+    def of(cls, sample: int, arrays: Mapping[str, NDArray[Any]]) -> Self:
+        """From the rows by the names of `ROW_DATASETS`."""
+        return cls(sample, **{_row_field(name): array for name, array in arrays.items()})
 
     def dataset(self, name: str) -> NDArray[Any] | None:
         """The rows that belong to one of `ROW_DATASETS`."""
-        renamed = {"largest/dim": "largest_dim", "largest/value": "largest_value"}
-        rows: NDArray[Any] | None = getattr(self, renamed.get(name, name.partition("/")[2]))
+        rows: NDArray[Any] | None = getattr(self, _row_field(name))
         return rows
+
+
+def _row_field(name: str) -> str:
+    """The field of `SampleRows` with the rows of a dataset."""
+    group, _, field_name = name.partition("/")
+    joined = {"largest/dim", "largest/value", "peaks/place", "peaks/states"}
+    return f"{group.removesuffix('s')}_{field_name}" if name in joined else field_name
 
 
 @dataclass(frozen=True)
@@ -219,6 +253,12 @@ class RunPlan:
         Rows whose attention is stored, ascending: whole samples. Empty without attention.
     top_tokens, largest, levels
         K, M and the energy shares of the statistics.
+    fingerprints : uint64 [samples]
+        Of the samples' contents.
+    peak_states : int
+        Q, the number of tokens of every sample and layer whose hidden states are stored for their high peaks.
+    part : int32 [2, samples], optional
+        Where the run is one part of a larger one: the number of every sample there, and its turn in that order.
     """
 
     attributes: RunAttributes
@@ -230,6 +270,9 @@ class RunPlan:
     top_tokens: int = DEFAULT_TOP_TOKENS
     largest: int = DEFAULT_LARGEST
     levels: tuple[float, ...] = DEFAULT_LEVELS
+    fingerprints: NDArray[np.uint64] = field(kw_only=True)
+    part: NDArray[np.int32] | None = field(default=None, kw_only=True)
+    peak_states: int = field(default=0, kw_only=True)
 
     @property
     def num_samples(self) -> int:
@@ -242,6 +285,8 @@ class RunPlan:
             edges = np.searchsorted(self.sampled_tokens, edges)
         elif name.startswith("attention/"):
             edges = np.searchsorted(self.attention_tokens, edges)
+        elif name.startswith("peaks/"):
+            edges = np.arange(self.num_samples + 1)
         return np.stack([edges[:-1], edges[1:]], axis=1)
 
 
@@ -271,6 +316,9 @@ def row_layout(plan: RunPlan) -> dict[str, tuple[tuple[int, ...], str]]:
         "largest/rms": ((count, depth), "float32"),
         "sampled/states": ((sampled, depth, width), "float16"),
     }
+    if plan.peak_states:
+        each = (plan.num_samples, depth, plan.peak_states)
+        layout |= {"peaks/place": (each, "int32"), "peaks/states": ((*each, width), "float16")}
     if attended:
         layers = plan.attributes.num_layers
         layout |= {
@@ -280,6 +328,12 @@ def row_layout(plan: RunPlan) -> dict[str, tuple[tuple[int, ...], str]]:
             "attention/value_norm": ((attended, layers), "float32"),
         }
     return layout
+
+
+def stored_bytes(plan: RunPlan) -> int:
+    """Bytes of the rows and both slots of the accumulators: nearly all of the run file."""
+    layouts = [*row_layout(plan).values(), *2 * list(statistics_layout(plan).values())]
+    return sum(int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize for shape, dtype in layouts)
 
 
 def empty_statistics(plan: RunPlan) -> Statistics:

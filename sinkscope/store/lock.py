@@ -1,6 +1,9 @@
 """A lock that keeps a second writer from a run file."""
 
 import os
+import socket
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -11,6 +14,52 @@ try:
     import fcntl
 except ImportError:  # Windows has no flock: there, the lock does not protect.
     fcntl = None  # type: ignore[assignment]
+
+
+@dataclass(frozen=True)
+class LastWriter:
+    """The process that writes a run file, or died while it did.
+
+    Attributes
+    ----------
+    process : int
+        Its number.
+    began : float
+        When it began to write, in seconds since 1970.
+    samples_done : int
+        The samples that the file held then.
+    host : str
+        Its machine.
+    alive : bool or None
+        None where that cannot be known, on another machine.
+    """
+
+    process: int
+    began: float
+    samples_done: int
+    host: str
+    alive: bool | None
+
+
+def last_writer(path: Path) -> LastWriter | None:
+    """Who writes the run file at `path`, or was killed while it did; None where the last one has closed it.
+
+    Reads the lock file only: to try the lock itself could keep a writer from taking it.
+    """
+    try:
+        process, began, samples_done, host = WriterLock.place(path).read_text(encoding="ascii").split()
+        owner = LastWriter(int(process), float(began), int(samples_done), host, None)
+    except (OSError, ValueError):
+        return None
+    if host != socket.gethostname() or fcntl is None:  # On Windows, the question below would end the process.
+        return owner
+    try:
+        os.kill(owner.process, 0)
+    except ProcessLookupError:
+        return replace(owner, alive=False)
+    except (OSError, OverflowError):  # It is there and belongs to somebody else.
+        pass
+    return replace(owner, alive=True)
 
 
 class WriterLock:
@@ -25,10 +74,15 @@ class WriterLock:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path.with_name(path.name + ".lock")
+        self.path = self.place(path)
         self._descriptor: int | None = None
         while self._descriptor is None:
             self._descriptor = self._acquire(path)
+
+    @staticmethod
+    def place(path: Path) -> Path:
+        """The lock file of the run file `path`."""
+        return path.with_name(path.name + ".lock")
 
     def _acquire(self, path: Path) -> int | None:
         try:
@@ -39,10 +93,10 @@ class WriterLock:
             if fcntl is not None:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            owner = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
+            owner = os.pread(descriptor, 32, 0).decode("ascii", "replace").split()[:1] or ["unknown"]
             os.close(descriptor)
             raise StoreError(
-                f"{path} is being written by another run (process {owner}); wait for it or choose another --run"
+                f"{path} is being written by another run (process {owner[0]}); wait for it or choose another --run"
             ) from error
         # The file may have been unlinked by its last owner between open and flock: then this lock guards nothing.
         try:
@@ -55,6 +109,12 @@ class WriterLock:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode("ascii"), 0)
         return descriptor
+
+    def tell(self, samples_done: int) -> None:
+        """Write into the lock file, for `last_writer`, since when and where this process writes, and from where on."""
+        if self._descriptor is not None:
+            told = f"{os.getpid()} {time.time():.3f} {samples_done} {socket.gethostname()}"
+            os.pwrite(self._descriptor, told.encode("ascii", "replace"), 0)
 
     def release(self) -> None:
         """Remove the lock file and release the lock; does nothing the second time."""

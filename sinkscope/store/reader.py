@@ -9,14 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sinkscope.errors import StoreError
+from sinkscope.store.choices import choose_tokens
 from sinkscope.store.integrity import checksum
 from sinkscope.store.layout import (
     ATTENTION_MEASURED,
     ROW_DATASETS,
     AttentionTable,
     RunAttributes,
+    RunPlan,
+    SampleRows,
     Statistics,
     TokenTable,
+    row_layout,
 )
 from sinkscope.store.structure import damage_named, open_file, read_plan, read_record, read_statistics
 
@@ -48,13 +52,13 @@ class RunReader:
     Raises
     ------
     StoreError
-        If there is no such file, or it is truncated, damaged, no HDF5 file, or of a newer schema version.
+        If there is no such file, or it is truncated, damaged, no HDF5 file, or of another schema version.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         for attempt in range(ATTEMPTS):
-            self._file = open_file(self.path, "r")
+            self._file = open_file(self.path)
             try:
                 with damage_named(self.path):
                     self._record = read_record(self._file)
@@ -72,7 +76,10 @@ class RunReader:
         self._renumbered = np.full(len(plan.tokens) + 1, -1, np.int64)  # The last entry serves the row -1: no token.
         self._renumbered[self._rows] = np.arange(len(self._rows))
         self._done = done
+        self._chosen = np.isin(plan.sampled_tokens, _seeded_choice(plan))
         self._checked: set[str] = set()
+        self._checksums: dict[str, NDArray[np.uint32]] = {}
+        self._spans = {name: plan.spans(name) for name in row_layout(plan)}
         self.attributes: RunAttributes = plan.attributes
         self.tokens: TokenTable = plan.tokens.take(self._rows)
         self.token_text: dict[int, str] = dict(plan.token_text)
@@ -97,8 +104,14 @@ class RunReader:
             self._layer("largest/rms", layer)[self._rows],
         )
 
-    def sampled(self, layer: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def sampled(self, layer: int, every: bool = False) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The sampled hidden states entering `layer`.
+
+        Parameters
+        ----------
+        layer : int
+        every : bool
+            Of a run that keeps those of all tokens, give all, which may be many, instead of the seeded choice.
 
         Returns
         -------
@@ -108,8 +121,33 @@ class RunReader:
             x / RMS, rounded to float16 when stored; times the token's RMS it is the raw state.
         """
         token = self._renumbered[self._plan.sampled_tokens]
-        states = self._layer("sampled/states", layer)
-        return token[token >= 0], states[token >= 0].astype(np.float32)
+        wanted = token >= 0
+        if not every:
+            wanted &= self._chosen
+        self._check("sampled/states")
+        with damage_named(self.path):
+            dataset, place = self._file["sampled/states"], np.flatnonzero(wanted)
+            # Of all states of a large run, only those that are wanted are read.
+            states = dataset[place, layer] if not self._chosen.all() else dataset[:, layer][place]
+        return token[wanted], states.astype(np.float32)
+
+    def peak_states(self, layer: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The hidden states of the tokens with the highest peaks of every sample, entering `layer`.
+
+        Returns
+        -------
+        token : int64 [n]
+            Rows of the token table: of every sample the tokens with the highest odds in any dimension, highest first.
+            None where the run does not keep them.
+        states : float32 [n, D]
+            As of `sampled`.
+        """
+        if not self._plan.peak_states:
+            return np.zeros(0, np.int64), np.zeros((0, self.attributes.hidden_size), np.float32)
+        place = self._layer("peaks/place", layer)
+        token = np.where(place < 0, -1, self._plan.spans("tokens")[:, :1] + place)
+        kept = (token >= 0) & self._done[:, None]
+        return self._renumbered[token[kept]], self._layer("peaks/states", layer)[kept].astype(np.float32)
 
     @property
     def attention(self) -> AttentionTable | None:
@@ -127,6 +165,29 @@ class RunReader:
     def progress(self) -> tuple[int, int]:
         """Committed samples, and samples in all."""
         return self._record.samples_done, self._plan.num_samples
+
+    @property
+    def plan(self) -> RunPlan:
+        """What the file was made from: all samples, committed or not."""
+        return self._plan
+
+    def rows(self, sample: int) -> SampleRows:
+        """The stored rows of one sample of the plan, checked against their checksums.
+
+        Raises
+        ------
+        StoreError
+            If they do not match.
+        """
+        arrays: dict[str, NDArray[Any]] = {}
+        with damage_named(self.path):
+            for name, (start, stop) in ((name, spans[sample]) for name, spans in self._spans.items()):
+                if name not in self._checksums:
+                    self._checksums[name] = self._file[f"checksums/{name}"][()]
+                arrays[name] = self._file[name][start:stop]
+                if start < stop and checksum([arrays[name]]) != self._checksums[name][sample]:
+                    raise ValueError(f"the checksum of /{name} does not match for sample {sample}")
+        return SampleRows.of(sample, arrays)
 
     def verify(self) -> None:
         """Check every committed byte against its checksum.
@@ -169,9 +230,16 @@ class RunReader:
             return
         with damage_named(self.path):
             dataset, stored = self._file[name], self._file[f"checksums/{name}"][()]
-            spans = self._plan.spans(name)
             for sample in np.flatnonzero(self._done):
-                start, stop = spans[sample]
+                start, stop = self._spans[name][sample]
                 if start < stop and checksum([dataset[start:stop]]) != stored[sample]:
                     raise ValueError(f"the checksum of /{name} does not match for sample {sample}")
         self._checked.add(name)
+
+
+def _seeded_choice(plan: RunPlan) -> NDArray[np.int64]:
+    """Rows of the stored states that stand for all tokens: of a run that keeps all, those that others keep."""
+    settings, attributes = plan.attributes.settings, plan.attributes
+    if settings.get("keep") != "all":
+        return plan.sampled_tokens
+    return choose_tokens(plan.tokens, plan.fingerprints, settings["sampled_tokens"], attributes.seed)

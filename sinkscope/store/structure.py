@@ -1,6 +1,7 @@
 """The structure of a run file in HDF5: made from a plan, and read back into one."""
 
 import contextlib
+import importlib
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,7 +12,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from sinkscope.errors import StoreError
+from sinkscope.errors import InputError, StoreError
 from sinkscope.store.integrity import CommitRecord, header_checksum, newest_record, statistics_checksum
 from sinkscope.store.layout import (
     ATTENTION_BYTES,
@@ -62,8 +63,8 @@ def damage_named(path: Path) -> Iterator[None]:
         raise StoreError(f"{path} is damaged ({type(error).__name__}: {reason}); delete it and run again") from error
 
 
-def open_file(path: Path, mode: str) -> h5py.File:
-    """Open an existing run file.
+def open_file(path: Path) -> h5py.File:
+    """Open an existing run file for reading.
 
     HDF5's own file locking is off: readers may open a file that is being written, and a second writer is kept out by
     `WriterLock`.
@@ -80,10 +81,33 @@ def open_file(path: Path, mode: str) -> h5py.File:
             if file.read(len(SIGNATURE)) != SIGNATURE:
                 raise ValueError("its first bytes are not those of HDF5")
         check_seal(path)
-        return h5py.File(path, mode, locking=False)
+        opened = h5py.File(path, "r", locking=False)
     except DAMAGE as error:
         reason = " ".join(str(error).split())[:200]
         raise StoreError(f"{path} is no readable run file ({reason}); delete it and run again") from error
+    if opened.attrs.get("compression") == "blosc2":
+        try:
+            require_plugin()
+        except InputError as error:
+            opened.close()
+            raise StoreError(f"{path} is compressed with Blosc2; {error}") from error
+    return opened
+
+
+def require_plugin() -> None:
+    """Make Blosc2 known to HDF5.
+
+    Raises
+    ------
+    InputError
+        If hdf5plugin is missing.
+    """
+    try:
+        importlib.import_module("hdf5plugin")
+    except ImportError as error:
+        raise InputError(
+            "Blosc2 needs the package hdf5plugin: pip install 'sinkscope[compress]', or compress with gzip"
+        ) from error
 
 
 def create_file(path: Path, plan: RunPlan) -> None:
@@ -94,7 +118,7 @@ def create_file(path: Path, plan: RunPlan) -> None:
             file.attrs.create(name, value.encode("ascii"), dtype=h5py.string_dtype("ascii", len(value)))
         _create_structure(file, plan)
         mutable = [
-            (file[name].id.get_offset(), file[name].nbytes) for name in _mutable_datasets(plan) if file[name].nbytes
+            (file[name].id.get_offset(), file[name].nbytes) for name in mutable_datasets(plan) if file[name].nbytes
         ]
         seal_offset = file["progress/seal"].id.get_offset()
     apply_seal(path, mutable, seal_offset, attributes)
@@ -103,7 +127,7 @@ def create_file(path: Path, plan: RunPlan) -> None:
         overwrite_attribute(path, seal, name, getattr(plan.attributes, name))
 
 
-def _mutable_datasets(plan: RunPlan) -> list[str]:
+def mutable_datasets(plan: RunPlan) -> list[str]:
     """Names of the datasets that a run overwrites."""
     rows = list(row_layout(plan))
     statistics = [f"{group}/{name}" for group in STATISTICS_GROUPS for name in statistics_layout(plan)]
@@ -123,6 +147,9 @@ def _create_structure(file: h5py.File, plan: RunPlan) -> None:
     texts = sorted(plan.token_text.items())
     file.create_dataset("token_text/id", data=np.array([identifier for identifier, _ in texts], np.int32))
     file.create_dataset("token_text/text", data=[text for _, text in texts], dtype=h5py.string_dtype("utf-8"))
+    file.create_dataset("samples/fingerprint", data=np.asarray(plan.fingerprints, np.uint64))
+    if plan.part is not None:
+        file.create_dataset("samples/part", data=np.asarray(plan.part, np.int32))
     file.create_dataset("progress/order", data=np.asarray(plan.order, np.int32))
     file.create_dataset("sampled/token", data=np.asarray(plan.sampled_tokens, np.int64))
     if len(plan.attention_tokens):
@@ -165,6 +192,8 @@ def normalised(plan: RunPlan) -> RunPlan:
         sampled_tokens=np.ascontiguousarray(plan.sampled_tokens, np.int64),
         attention_tokens=np.ascontiguousarray(plan.attention_tokens, np.int64),
         levels=tuple(float(level) for level in plan.levels),
+        fingerprints=np.ascontiguousarray(plan.fingerprints, np.uint64),
+        part=None if plan.part is None else np.ascontiguousarray(plan.part, np.int32),
     )
 
 
@@ -200,15 +229,16 @@ def read_plan(file: h5py.File, record: CommitRecord) -> RunPlan:
     Raises
     ------
     StoreError
-        If the file has a newer schema version.
+        If the file has another schema version.
     ValueError, KeyError, ...
         If the file is damaged; see `damage_named`.
     """
     version = read_text(file.attrs["schema_version"])
-    if version.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
+    found, known = int(version.split(".")[0]), int(SCHEMA_VERSION.split(".")[0])
+    if found != known:
+        remedy = "upgrade with `pip install --upgrade sinkscope`" if found > known else "profile the model again"
         raise StoreError(
-            f"{file.filename} has schema version {version}, this sinkscope reads {SCHEMA_VERSION}; "
-            "upgrade with `pip install --upgrade sinkscope`"
+            f"{file.filename} has schema version {version}, this sinkscope reads {SCHEMA_VERSION}; {remedy}"
         )
     values: dict[str, Any] = {name: read_text(file.attrs[name]) for name in TEXT_ATTRIBUTES}
     values["revision"] = values["revision"] or None
@@ -232,6 +262,9 @@ def read_plan(file: h5py.File, record: CommitRecord) -> RunPlan:
         int(file["statistics/topk_odds"].shape[-1]),
         int(file["largest/dim"].shape[-1]),
         tuple(float(level) for level in file["statistics/exceedance"].attrs["levels"]),
+        fingerprints=read_array(file, "samples/fingerprint"),
+        part=read_array(file, "samples/part") if "samples/part" in file else None,
+        peak_states=int(file["peaks/place"].shape[-1]) if "peaks/place" in file else 0,
     )
     if header_checksum(plan) != record.header_checksum:
         raise ValueError("the checksum of attributes and tables does not match")

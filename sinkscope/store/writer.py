@@ -8,7 +8,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,26 +16,29 @@ from sinkscope.store.integrity import CommitRecord, checksum, statistics_checksu
 from sinkscope.store.layout import (
     JSON_ATTRIBUTES,
     NUMBER_ATTRIBUTES,
+    STATISTICS_GROUPS,
     STATUS_COMPLETE,
     RunPlan,
     SampleRows,
     Statistics,
     row_layout,
     statistics_layout,
+    stored_bytes,
 )
 from sinkscope.store.lock import WriterLock
+from sinkscope.store.places import OpenPlaces
 from sinkscope.store.reader import RunReader
 from sinkscope.store.seal import check_seal, overwrite_attribute
 from sinkscope.store.structure import (
     create_file,
     damage_named,
+    mutable_datasets,
     normalised,
     open_file,
     read_plan,
     read_record,
     read_statistics,
     short_attention,
-    write_statistics,
 )
 
 
@@ -54,11 +56,12 @@ class RunWriter:
     by the checksums.
     """
 
-    def __init__(self, path: Path, file: h5py.File, lock: WriterLock, plan: RunPlan, record: CommitRecord) -> None:
+    def __init__(self, path: Path, places: OpenPlaces, lock: WriterLock, plan: RunPlan, record: CommitRecord) -> None:
         self.path = path
         self.plan = plan
-        self._file = file
+        self._places = places
         self._lock = lock
+        lock.tell(record.samples_done)
         self._record = record
         self._written = record.samples_done
         self._seal = check_seal(path)
@@ -80,7 +83,7 @@ class RunWriter:
                 raise StoreError(f"{path} exists already; go on with --resume, or delete it or choose another --run")
             _check_space(path, plan)
             partial = path.with_name(f".{path.name}.partial")
-            with _writing(path):
+            with writing(path):
                 create_file(partial, plan)
                 os.replace(partial, path)
             return cls._open(path, lock)
@@ -116,14 +119,14 @@ class RunWriter:
 
     @classmethod
     def _open(cls, path: Path, lock: WriterLock) -> Self:
-        file = open_file(path, "r+")
-        try:
-            with damage_named(path):
-                record = read_record(file)
-                return cls(path, file, lock, read_plan(file, record), record)
-        except StoreError:
-            file.close()
-            raise
+        with open_file(path) as file, damage_named(path):
+            record = read_record(file)
+            plan = read_plan(file, record)
+            # A complete file takes nothing more, and may be compressed.
+            names = mutable_datasets(plan) if record.status != STATUS_COMPLETE else ()
+            with writing(path):
+                places = OpenPlaces.open(path, file, names)
+            return cls(path, places, lock, plan, record)
 
     @property
     def samples_done(self) -> int:
@@ -136,8 +139,8 @@ class RunWriter:
 
     def statistics(self) -> Statistics:
         """The committed accumulators, to go on from."""
-        with damage_named(self.path):
-            return read_statistics(self._file, self.plan, self._record)
+        with open_file(self.path) as file, damage_named(self.path):
+            return read_statistics(file, self.plan, self._record)
 
     def write_sample(self, rows: SampleRows) -> None:
         """Write the rows of the next sample of the plan's order. They count from the next `commit` on.
@@ -154,7 +157,7 @@ class RunWriter:
         expected = int(self.plan.order[self._written])
         if rows.sample != expected:
             raise ValueError(f"sample {rows.sample} was written where the plan's order has sample {expected}")
-        with _writing(self.path):
+        with writing(self.path):
             for name, (shape, dtype) in row_layout(self.plan).items():
                 start, stop = self._spans[name][rows.sample]
                 array = rows.dataset(name)
@@ -163,8 +166,8 @@ class RunWriter:
                 if array is None or array.shape != (stop - start, *shape[1:]) or array.dtype != np.dtype(dtype):
                     found = None if array is None else (array.dtype, array.shape)
                     raise ValueError(f"rows of {name} are {found}, not {dtype} {(stop - start, *shape[1:])}")
-                self._file[name][start:stop] = array
-                self._file[f"checksums/{name}"][rows.sample] = checksum([array])
+                self._places.put(name, array, start)
+                self._places.put(f"checksums/{name}", np.array([checksum([array])], np.uint32), rows.sample)
         self._written += 1
 
     def commit(self, statistics: Statistics) -> None:
@@ -198,7 +201,7 @@ class RunWriter:
             self.commit(statistics)
         for _ in range(2):  # Into both slots, so that damage to one later changes nothing.
             self._commit_record(replace(self._record, sequence=self._record.sequence + 1, status=STATUS_COMPLETE))
-        with _writing(self.path):
+        with writing(self.path):
             descriptor = os.open(self.path, os.O_RDONLY)
             try:
                 os.fsync(descriptor)
@@ -208,8 +211,8 @@ class RunWriter:
     def close(self) -> None:
         """Close the file and release the lock. Rows after the last commit do not count."""
         try:
-            with _writing(self.path):
-                self._file.close()
+            with writing(self.path):
+                self._places.close()
         finally:
             self._lock.release()
 
@@ -227,9 +230,9 @@ class RunWriter:
             if array.shape != shape or array.dtype != np.dtype(dtype):
                 raise ValueError(f"statistics {name} are {array.dtype} {array.shape}, not {dtype} {shape}")
         slot = 1 - self._record.slot
-        with _writing(self.path):
-            write_statistics(self._file, slot, statistics)
-            self._file.flush()
+        with writing(self.path):
+            for name, array in statistics.arrays().items():
+                self._places.put(f"{STATISTICS_GROUPS[slot]}/{name}", np.asarray(array))
         self._commit_record(
             CommitRecord(
                 self._record.sequence + 1,
@@ -243,9 +246,8 @@ class RunWriter:
         )
 
     def _commit_record(self, record: CommitRecord) -> None:
-        with _writing(self.path):
-            self._file["progress/record"][record.sequence % 2] = record.encode()
-            self._file.flush()
+        with writing(self.path):
+            self._places.put("progress/record", record.encode(), record.sequence % 2)
             # The attributes repeat the record for other tools; readers here trust the record.
             for name in ("status", "attention"):
                 if getattr(record, name) != getattr(self._record, name):
@@ -261,13 +263,14 @@ def refuse_difference(path: Path, found: RunPlan, wanted: RunPlan) -> None:
     StoreError
         Naming the first difference, with both values and what to do.
     """
-    for name, before, now in _pairs(found, wanted):
+    for name, before, now in compared(found, wanted):
         if before != now:
             raise StoreError(
-                f"{path} is a run with {name} {_shown(before)}, not {_shown(now)}; repeat its settings to resume it, "
+                f"{path} is a run with {name} {shown(before)}, not {shown(now)}; repeat its settings to resume it, "
                 "or choose another --run"
             )
-    for name in ("tokens.id", "tokens.position", "tokens.sample", "tokens.kind", "order", "sampled_tokens"):
+    columns = ("tokens.id", "tokens.position", "tokens.sample", "tokens.kind")
+    for name in (*columns, "fingerprints", "order", "sampled_tokens"):
         first, second = (_array(plan, name) for plan in (found, wanted))
         if not np.array_equal(first, second):
             raise StoreError(
@@ -281,7 +284,7 @@ def refuse_difference(path: Path, found: RunPlan, wanted: RunPlan) -> None:
         )
 
 
-def _pairs(found: RunPlan, wanted: RunPlan) -> Iterable[tuple[str, Any, Any]]:
+def compared(found: RunPlan, wanted: RunPlan) -> Iterable[tuple[str, Any, Any]]:
     """Name and both values of all that must match, mappings entry by entry."""
     for name in ("model_id", "revision", "dtype", *NUMBER_ATTRIBUTES, *JSON_ATTRIBUTES):
         before, now = getattr(found.attributes, name), getattr(wanted.attributes, name)
@@ -303,14 +306,14 @@ def _array(plan: RunPlan, name: str) -> NDArray[Any]:
     return np.asarray(value)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value for a message, cut where it is long."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _check_space(path: Path, plan: RunPlan) -> None:
-    layouts = list(row_layout(plan).values()) + 2 * list(statistics_layout(plan).values())
-    needed = sum(int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize for shape, dtype in layouts)
+    needed = stored_bytes(plan)
     free = shutil.disk_usage(path.parent).free
     if needed > free:
         raise StoreError(
@@ -319,7 +322,7 @@ def _check_space(path: Path, plan: RunPlan) -> None:
         )
 
 
-class _writing:
+class writing:
     """Turns a failing disk inside the block into a `StoreError`."""
 
     def __init__(self, path: Path) -> None:

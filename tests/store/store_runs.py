@@ -48,6 +48,8 @@ def make_plan(samples: int = 6, length: int = 10, layers: int = 3, width: int = 
         top_tokens=4,
         largest=3,
         levels=(0.1, 0.5),
+        peak_states=2,
+        fingerprints=np.arange(samples, dtype=np.uint64) + 100,
     )
 
 
@@ -55,12 +57,12 @@ def make_rows(plan: RunPlan, sample: int) -> SampleRows:
     """Rows of one sample, the same whenever it is asked for."""
     generator = np.random.default_rng(sample)
     arrays: dict[str, Any] = {}
-    names = {"largest/dim": "largest_dim", "largest/value": "largest_value"}
     for name, (shape, dtype) in row_layout(plan).items():
         start, stop = plan.spans(name)[sample]
         values = generator.normal(0, 50, size=(stop - start, *shape[1:])).astype(dtype)
-        arrays[names.get(name, name.split("/")[1])] = values
-    return SampleRows(sample, **arrays)
+        # Places in the sample, of which every plan here has at least so many.
+        arrays[name] = values.clip(-1, 4) if name == "peaks/place" else values
+    return SampleRows.of(sample, arrays)
 
 
 def make_statistics(plan: RunPlan, done: int) -> Statistics:

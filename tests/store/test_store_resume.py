@@ -58,7 +58,7 @@ def test_killed_at_random_moments_then_resumed_gives_the_same_datasets(tmp_path:
         )
         assert child.stdout is not None
         child.stdout.readline()
-        time.sleep(moments.uniform(0, 0.12))
+        time.sleep(moments.uniform(0, 0.05))
         child.send_signal(signal.SIGKILL)
         killed = child.wait() == -signal.SIGKILL
         child.stdout.close()
@@ -98,7 +98,7 @@ def test_a_stale_lock_does_not_block(tmp_path: Path) -> None:
     path, plan = tmp_path / "run.h5", make_plan()
     (tmp_path / "run.h5.lock").write_text("999999")
     with RunWriter.create(path, plan):
-        assert (tmp_path / "run.h5.lock").read_text() == str(os.getpid())
+        assert (tmp_path / "run.h5.lock").read_text().split()[0] == str(os.getpid())
 
 
 def test_the_lock_is_released_when_opening_fails(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_a_finished_file_has_the_documented_layout(tmp_path: Path) -> None:
     write(tmp_path / "run.h5", 6, complete=True)
     with h5py.File(tmp_path / "run.h5") as file:
         assert file.attrs["status"].decode() == "complete"
-        assert file.attrs["schema_version"] == "1.0"
+        assert file.attrs["schema_version"] == "2.0"
         assert file["tokens/kind"].dtype == np.uint8
         assert file["statistics/topk_odds"].shape == (4, 16, 4)
         assert file["sampled/states"].dtype == np.float16

@@ -1,0 +1,1 @@
+"""What profiling costs beside the plain model: time, memory, disk."""

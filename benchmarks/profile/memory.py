@@ -1,0 +1,60 @@
+"""Memory at most, of a process that does nothing else."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.profile.forms import store
+from benchmarks.profile.subjects import load, prepared, texts
+from sinkscope.backbone.running import forward
+from sinkscope.capture.encode import encode, model_inputs
+from sinkscope.capture.planning import make_batches
+from sinkscope.capture.settings import CaptureSettings
+
+EXACT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+"""Whatever is freed goes back at once, so that the mark is that of the arrays and not of the heap."""
+
+
+def extra(subject: str, tokens: int | None) -> dict[str, Any]:
+    """Bytes that a run takes at most above the plain model on the same texts."""
+    peaks = {form: peak(form, subject, tokens) for form in ("plain", "default store")}
+    more = peaks["default store"] - peaks["plain"]
+    return {
+        "tokens": tokens,
+        "plain_mib": peaks["plain"] / 2**20,
+        "extra_mib": more / 2**20,
+        "share": more / peaks["plain"],
+    }
+
+
+def peak(form: str, subject: str, tokens: int | None) -> float:
+    """Bytes that a process takes at most, the loading of the model aside."""
+    code = f"from benchmarks.profile.memory import print_peak; print_peak({form!r}, {subject!r}, {tokens!r})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ | EXACT
+    )
+    return float(done.stdout)
+
+
+def print_peak(form: str, name: str, tokens: int | None) -> None:
+    """What `peak` reads."""
+    torch.set_num_threads(1)
+    loaded, samples = load(name), texts(tokens)
+
+    def alone() -> None:
+        encoded = encode(loaded, samples, CaptureSettings().max_length)
+        for batch in make_batches(encoded, frozenset(), CaptureSettings()):
+            forward(loaded.model, model_inputs(loaded, [encoded[sample] for sample in batch])[0])
+
+    work: Callable[[], None] = alone if form == "plain" else lambda: store(prepared(loaded, samples, attention=False))
+    # The highest mark begins anew, so that loading does not count (Linux).
+    Path("/proc/self/clear_refs").write_text("5")
+    with torch.inference_mode():
+        work()
+    marks = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
+    print(int(marks["VmHWM"].split()[0]) * 1024)

@@ -1,0 +1,58 @@
+"""The share of one process in a run of several: whole batches of the plan, computed as one process alone would."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from sinkscope.capture.planning import CapturePlan
+from sinkscope.store.layout import TokenTable
+
+
+def share_of(plan: CapturePlan, rank: int, ranks: int) -> CapturePlan | None:
+    """The part of a plan that the process `rank` of `ranks` computes; None where there is no batch left for it.
+
+    Its samples are numbered anew, in their old order. Where they are in the whole is `RunPlan.part`.
+    """
+    batches = deal(plan, ranks)[rank]
+    if not batches:
+        return None
+    run = plan.run
+    numbers = np.sort(np.concatenate([np.array(batch, np.int64) for batch in batches]))
+    renumbered = {int(number): place for place, number in enumerate(numbers)}
+    turns = np.argsort(run.order)[numbers]
+    kept = np.isin(run.tokens.sample, numbers)
+    row = np.cumsum(kept) - 1
+    tokens = run.tokens.take(np.flatnonzero(kept))
+    tokens = TokenTable(
+        tokens.id, tokens.position, np.searchsorted(numbers, tokens.sample).astype(np.int32), tokens.kind
+    )
+    texts = {identifier: run.token_text[identifier] for identifier in np.unique(tokens.id).tolist()}
+    used = min(ranks, len(plan.batches))
+    calibration = {**run.attributes.calibration, "part": {"rank": rank, "ranks": used}}
+    return CapturePlan(
+        replace(
+            run,
+            attributes=replace(run.attributes, calibration=calibration),
+            tokens=tokens,
+            token_text=texts,
+            order=np.array([renumbered[number] for batch in batches for number in batch], np.int32),
+            sampled_tokens=row[run.sampled_tokens[kept[run.sampled_tokens]]],
+            attention_tokens=row[run.attention_tokens[kept[run.attention_tokens]]],
+            fingerprints=run.fingerprints[numbers],
+            part=np.stack([numbers, turns]).astype(np.int32),
+        ),
+        tuple(plan.samples[number] for number in numbers),
+        tuple(tuple(renumbered[number] for number in batch) for batch in batches),
+        frozenset(renumbered[number] for number in plan.attended if number in renumbered),
+    )
+
+
+def deal(plan: CapturePlan, ranks: int) -> list[list[tuple[int, ...]]]:
+    """The batches of every process, in their order: each batch goes to the one with the fewest tokens so far."""
+    dealt: list[list[tuple[int, ...]]] = [[] for _ in range(ranks)]
+    tokens = [0] * ranks
+    for batch in plan.batches:
+        rank = min(range(ranks), key=lambda rank: (tokens[rank], rank))
+        dealt[rank].append(batch)
+        tokens[rank] += len(batch) * max(len(plan.samples[number]) for number in batch)
+    return dealt
