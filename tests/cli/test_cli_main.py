@@ -50,7 +50,8 @@ def test_every_command_has_help_with_examples(help_of_all):
 def test_options_are_those_of_the_design(help_of_all):
     texts = help_of_all["texts"]
     options = {
-        "profile": "-o --run --texts --images --samples --tokens --resume --no-attention --device --dtype --json",
+        "profile": "-o --run --texts --images --dataset --chat-template --samples --tokens --resume --no-attention "
+        "--events --device --dtype --json",
         "apply": "--image --prompt --profile --compare --p --rho --attention --batch --out --resume --keep-going",
         "predict": "--json",
         "inspect": "--json",

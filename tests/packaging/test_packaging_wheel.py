@@ -76,7 +76,7 @@ def test_constraints_pin_every_dependency_exactly():
     assert pinned["torch"] == "2.13.0"
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    wanted = [*project["dependencies"], *extras["plots"], *extras["dev"]]
+    wanted = [*project["dependencies"], *extras["data"], *extras["plots"], *extras["dev"]]
     names = {requirement.split("[")[0].split(">")[0].split("=")[0].lower() for requirement in wanted}
     normalised = {name.lower().replace("_", "-") for name in pinned}
     assert not {name.replace("_", "-") for name in names if name != "sinkscope"} - normalised
