@@ -4,17 +4,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import sinkscope
 from sinkscope.backbone.anatomy import find_anatomy
-from sinkscope.backbone.loading import LoadedModel
+from sinkscope.backbone.loading import LoadedModel, locate
 from sinkscope.backbone.trial import TextEntry
 from sinkscope.calibration import Sample, default_texts
 from sinkscope.capture.encode import model_inputs
 from sinkscope.capture.planning import CapturePlan
 from sinkscope.capture.runner import prepare
 from sinkscope.capture.settings import CaptureSettings
+from sinkscope.pipeline import resolve
 
 SHAPES = {
     "mid": {"hidden_size": 1024, "intermediate_size": 2752, "num_hidden_layers": 8, "num_attention_heads": 16},
@@ -42,11 +43,12 @@ class Subject:
 def load(name: str, device: str = "cpu") -> LoadedModel:
     """``demo:llm``, or a Llama of a given shape with random weights and its tokenizer; bfloat16 off the CPU."""
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    demo = sinkscope.load("demo:llm", device_map=device, dtype=str(dtype).removeprefix("torch."))
     if name == "demo":
-        return demo
+        return sinkscope.load("demo:llm", device_map=device, dtype=str(dtype).removeprefix("torch."))
+    source, options = locate(resolve("demo:llm"))
+    tokenizer = AutoTokenizer.from_pretrained(source, **options)
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=demo.model.config.vocab_size, **SHAPES[name])
+    config = LlamaConfig(vocab_size=len(tokenizer), **SHAPES[name])
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -54,7 +56,7 @@ def load(name: str, device: str = "cpu") -> LoadedModel:
             model = LlamaForCausalLM(config).eval()
     finally:
         torch.set_default_dtype(default)
-    return LoadedModel(model, demo.tokenizer, None, find_anatomy(model), name)
+    return LoadedModel(model, tokenizer, None, find_anatomy(model), name)
 
 
 def texts(tokens: int | None = None) -> list[Sample]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import h5py
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,7 +23,7 @@ from sinkscope.store.layout import (
     TokenTable,
     row_layout,
 )
-from sinkscope.store.structure import damage_named, open_file, read_plan, read_record, read_statistics
+from sinkscope.store.structure import cached_rows, damage_named, open_file, read_plan, read_record, read_statistics
 
 # A writer may commit twice while the accumulators are being read; the next attempt then sees the newer state.
 ATTEMPTS = 5
@@ -78,7 +79,7 @@ class RunReader:
         self._done = done
         self._chosen = np.isin(plan.sampled_tokens, _seeded_choice(plan))
         self._checked: set[str] = set()
-        self._checksums: dict[str, NDArray[np.uint32]] = {}
+        self._by_sample: dict[str, tuple[h5py.Dataset, NDArray[np.uint32]]] = {}
         self._spans = {name: plan.spans(name) for name in row_layout(plan)}
         self.attributes: RunAttributes = plan.attributes
         self.tokens: TokenTable = plan.tokens.take(self._rows)
@@ -182,10 +183,11 @@ class RunReader:
         arrays: dict[str, NDArray[Any]] = {}
         with damage_named(self.path):
             for name, (start, stop) in ((name, spans[sample]) for name, spans in self._spans.items()):
-                if name not in self._checksums:
-                    self._checksums[name] = self._file[f"checksums/{name}"][()]
-                arrays[name] = self._file[name][start:stop]
-                if start < stop and checksum([arrays[name]]) != self._checksums[name][sample]:
+                if name not in self._by_sample:
+                    self._by_sample[name] = (cached_rows(self._file, name), self._file[f"checksums/{name}"][()])
+                dataset, checksums = self._by_sample[name]
+                arrays[name] = dataset[start:stop]
+                if start < stop and checksum([arrays[name]]) != checksums[sample]:
                     raise ValueError(f"the checksum of /{name} does not match for sample {sample}")
         return SampleRows.of(sample, arrays)
 

@@ -215,6 +215,20 @@ def allocate(file: h5py.File, name: str, shape: tuple[int, ...], dtype: str) -> 
     h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(np.dtype(dtype)), space, dcpl=creation, lcpl=links)
 
 
+def cached_rows(file: h5py.File, name: str) -> h5py.Dataset:
+    """A row dataset, to be read some rows after others: of compressed ones, the last chunks of every layer are kept."""
+    access = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
+    dataset = file[name]
+    if dataset.chunks:
+        across = int(
+            np.prod([-(-size // chunk) for size, chunk in zip(dataset.shape[1:], dataset.chunks[1:], strict=True)])
+        )
+        each = int(np.prod(dataset.chunks)) * dataset.dtype.itemsize
+        access.set_chunk_cache(101 * across, across * each, 1.0)
+    del dataset  # The cache is that of the first handle that is open.
+    return h5py.Dataset(h5py.h5d.open(file.id, name.encode(), access))
+
+
 def read_record(file: h5py.File) -> CommitRecord:
     """The newest committed state."""
     record = newest_record(file["progress/record"][()])

@@ -13,7 +13,7 @@ from sinkscope.backbone.loading import LoadedModel
 from sinkscope.calibration import Sample
 
 WIDTH, DEPTH, VOCABULARY = 32, 4, 120
-PAD_ID, BOS_ID, EOS_ID, IMAGE_ID = 0, 1, 2, 110
+PAD_ID, BOS_ID, IMAGE_ID = 0, 1, 110
 WORDS = (10, 80)
 """First word of the vocabulary that prompts are made of, and one past the last."""
 SINK_DIM, SINK_IDS = 5, (BOS_ID, 14, 21, 28, 35, 42, 49, 56, 63)
