@@ -38,8 +38,6 @@ class Collector:
         self._layers: dict[int, LayerStatistics] = {}
         self._stored: Statistics | None = None
         self._spans = plan.spans("tokens")
-        self._sampled = np.zeros(len(plan.tokens), bool)
-        self._sampled[plan.sampled_tokens] = True
 
     def restore(self, statistics: Statistics) -> None:
         """Go on from stored accumulators."""
@@ -72,7 +70,9 @@ class Collector:
         order = np.argsort(rows, kind="stable")  # Ties between tokens are decided by their rows.
         self._rows, place = rows[order], place[order]
         self._index = None if np.array_equal(place, np.arange(np.prod(self._shape))) else place
-        self._chosen = np.flatnonzero(self._sampled[self._rows])
+        sampled = self.plan.sampled_tokens
+        near = np.searchsorted(sampled, self._rows)
+        self._chosen = np.flatnonzero(sampled.take(near, mode="clip") == self._rows) if len(sampled) else near[:0]
         self._on_device: dict[torch.device, dict[str, Tensor]] = {}
         self._before = (dict(self._layers), self.count)
         self._batch = CollectedBatch(self.plan, list(samples), self._rows, self._chosen)

@@ -35,7 +35,6 @@ from sinkscope.store.structure import (
     mutable_datasets,
     normalised,
     open_file,
-    read_plan,
     read_record,
     read_statistics,
     short_attention,
@@ -86,7 +85,7 @@ class RunWriter:
             with writing(path):
                 create_file(partial, plan)
                 os.replace(partial, path)
-            return cls._open(path, lock)
+            return cls._open(path, lock, plan)
         except BaseException:
             lock.release()
             raise
@@ -104,24 +103,19 @@ class RunWriter:
         path = Path(path)
         lock = WriterLock(path)
         try:
+            plan = normalised(plan)
             with RunReader(path) as reader:
+                refuse_difference(path, reader.plan, plan)
                 reader.verify()
-            writer = cls._open(path, lock)
+            return cls._open(path, lock, plan)
         except BaseException:
             lock.release()
             raise
-        try:
-            refuse_difference(path, writer.plan, normalised(plan))
-        except StoreError:
-            writer.close()
-            raise
-        return writer
 
     @classmethod
-    def _open(cls, path: Path, lock: WriterLock) -> Self:
+    def _open(cls, path: Path, lock: WriterLock, plan: RunPlan) -> Self:
         with open_file(path) as file, damage_named(path):
             record = read_record(file)
-            plan = read_plan(file, record)
             # A complete file takes nothing more, and may be compressed.
             names = mutable_datasets(plan) if record.status != STATUS_COMPLETE else ()
             with writing(path):
