@@ -172,7 +172,7 @@ def test_an_error_halfway_is_told(sinkscope, here, tiny, monkeypatch):
 
 
 def test_ctrl_c_is_told_and_the_run_goes_on(here, tiny):
-    (here / "texts.txt").write_text("\n\n".join(f"{number} " + "many words follow here " * 40 for number in range(400)))
+    (here / "texts.txt").write_text("\n\n".join(f"{number} " + "many words follow " * 50 for number in range(4000)))
     command = [sys.executable, "-m", "sinkscope", "profile", str(tiny), "--no-attention", "--run", "r.h5"]
     command += ["--texts", "texts.txt", "--events", "events.jsonl"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)

@@ -78,7 +78,8 @@ def test_a_run_that_is_written_then_killed_then_resumed(sinkscope, here):
     done = facts["samples"]["done"]
     assert 8 <= done < SAMPLES
     assert facts["writer"]["alive"] is False
-    assert 1 < facts["rate"] < LENGTH / 0.05
+    # Of the samples that count, one was written without the pause that follows it.
+    assert 1 < facts["rate"] < 2 * LENGTH / 0.05
     again = "sinkscope profile 'some org/model' --run " + shlex.quote(str(path))
     again += " --revision abc --samples 60 --seed 3 --chat-template --resume"
     assert facts["resume"] == again
