@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sinkscope.capture.reading import SMALLEST_RMS, TINY, LayerReading, TokenEnergies
-from sinkscope.capture.statistics import EMPTY_KEY, TOKEN_LIMIT, LayerStatistics, level_odds, top_keys
+from sinkscope.capture.statistics import EMPTY_KEY, LayerStatistics, level_odds, numbers_of, top_keys
 
 CHUNK_BYTES = 2**21
 """Size of a chunk in float32: the states and two more of that size pass through the cache again and again."""
@@ -218,7 +218,7 @@ def largest_places(magnitude: Tensor, count: int) -> NDArray[np.int64]:
     table = np.full((rows, int(reached.max())), EMPTY_KEY, np.int64)
     table[token, column] = top_keys(values.reshape(-1)[place], place)
     table.sort(axis=1)
-    return TOKEN_LIMIT - 1 - (table[:, : -count - 1 : -1] & (TOKEN_LIMIT - 1))
+    return numbers_of(table[:, : -count - 1 : -1])
 
 
 def _places_by_sorting(magnitude: Tensor, count: int) -> NDArray[np.int64]:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from sinkscope.capture.reading import SMALLEST_RMS, TINY, LayerReading, TokenEnergies
-from sinkscope.capture.statistics import TOKEN_LIMIT, LayerStatistics, level_odds
+from sinkscope.capture.statistics import TOKEN_LIMIT, LayerStatistics, level_odds, numbers_of
 
 GROUP = 16
 """Tokens of a group: the top K of a dimension lie in the K groups with the largest maxima."""
@@ -95,8 +95,3 @@ def merge_columns(keys: Tensor, odds: Tensor, rows: Tensor) -> Tensor:
 def keys_of(odds: Tensor, rows: Tensor) -> Tensor:
     """`top_keys` of tensors."""
     return odds.contiguous().view(torch.int32).to(torch.int64) * TOKEN_LIMIT + (TOKEN_LIMIT - 1 - rows)
-
-
-def numbers_of(keys: Tensor) -> Tensor:
-    """The rows that `keys_of` was given."""
-    return TOKEN_LIMIT - 1 - (keys & (TOKEN_LIMIT - 1))

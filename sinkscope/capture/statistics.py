@@ -8,7 +8,7 @@ them while the next batch runs, and a batch that failed is forgotten by going ba
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sinkscope.store.layout import DEFAULT_LEVELS, DEFAULT_TOP_TOKENS, STATISTICS_MERGE, Statistics
+
+Keys = TypeVar("Keys", NDArray[np.int64], Tensor)
 
 TOKEN_LIMIT = 2**32
 EMPTY_KEY = -1
@@ -94,6 +96,11 @@ def top_keys(odds: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.i
     return odds.view(np.int32).astype(np.int64) * TOKEN_LIMIT + (TOKEN_LIMIT - 1 - rows)
 
 
+def numbers_of(keys: Keys) -> Keys:
+    """The rows that `top_keys` was given: int64, of the shape of `keys`, an array or a tensor."""
+    return TOKEN_LIMIT - 1 - (keys & (TOKEN_LIMIT - 1))
+
+
 def level_odds(levels: tuple[float, ...]) -> list[float]:
     """Energy shares as odds share / (1 - share), each a float32."""
     shares = np.array(levels, np.float64)
@@ -108,7 +115,7 @@ def collect_statistics(layers: Sequence[LayerStatistics]) -> Statistics:
     keys = stacked.pop("top_keys")
     empty = keys == EMPTY_KEY
     odds = np.where(empty, 0, keys >> 32).astype(np.int32).view(np.float32)
-    token = np.where(empty, -1, TOKEN_LIMIT - 1 - (keys & (TOKEN_LIMIT - 1)))
+    token = np.where(empty, -1, numbers_of(keys))
     count = np.int64(layers[0].count)
     return Statistics(count, odds, token, levels=layers[0].levels, **stacked)  # type: ignore[arg-type]
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from sinkscope.cli.output import Measure, note
 from sinkscope.errors import InputError
+from sinkscope.processes import this_process
 
 EVENTS_VERSION = "1.0"
 
@@ -71,7 +72,7 @@ class EventLog:
 
     def _write(self, event: str, **facts: Any) -> None:
         now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        line = json.dumps({"event": event, "time": now, "rank": int(os.environ.get("RANK", "0")), **facts})
+        line = json.dumps({"event": event, "time": now, "rank": this_process().rank, **facts})
         if self.on_stderr:
             note(line)
         elif self._descriptor is not None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -12,6 +11,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import click
+
+from sinkscope.processes import this_process
 
 if TYPE_CHECKING:
     from sinkscope.cli.events import EventLog
@@ -167,7 +168,7 @@ class ProgressBar:
     def __init__(self, events: "EventLog | None" = None) -> None:
         self._events = events
         self._bar: Any = None
-        self._silent = (events is not None and events.on_stderr) or os.environ.get("RANK", "0") != "0"
+        self._silent = (events is not None and events.on_stderr) or not this_process().is_first
 
     def __enter__(self) -> Self:
         if sys.stderr.isatty() and not self._silent:

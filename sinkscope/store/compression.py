@@ -17,7 +17,7 @@ from sinkscope.store.lock import WriterLock
 from sinkscope.store.reader import RunReader
 from sinkscope.store.seal import SEAL_BYTES, apply_seal
 from sinkscope.store.structure import allocate, mutable_datasets, open_file, require_plugin
-from sinkscope.store.writer import writing
+from sinkscope.store.writer import wait_for_disk, writing
 
 METHODS = ("blosc2", "gzip")
 """Blosc2 with zstd, for readers that have hdf5plugin; and gzip, which every reader of HDF5 opens."""
@@ -65,7 +65,7 @@ def compress(path: str | os.PathLike[str], method: str) -> None:
             with RunReader(partial) as reader:
                 reader.verify()
             with writing(path):
-                _flush(partial)
+                wait_for_disk(partial)
                 os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
@@ -126,12 +126,3 @@ def _copy(
         else:
             joined.append((offset, size))
     return sorted(joined, key=lambda range_: -range_[1])[:LEFT_OUT], seal
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

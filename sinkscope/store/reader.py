@@ -186,9 +186,7 @@ class RunReader:
                 if name not in self._by_sample:
                     self._by_sample[name] = (cached_rows(self._file, name), self._file[f"checksums/{name}"][()])
                 dataset, checksums = self._by_sample[name]
-                arrays[name] = dataset[start:stop]
-                if start < stop and checksum([arrays[name]]) != checksums[sample]:
-                    raise ValueError(f"the checksum of /{name} does not match for sample {sample}")
+                arrays[name] = _checked(name, sample, dataset[start:stop], checksums)
         return SampleRows.of(sample, arrays)
 
     def verify(self) -> None:
@@ -232,11 +230,18 @@ class RunReader:
             return
         with damage_named(self.path):
             dataset, stored = self._file[name], self._file[f"checksums/{name}"][()]
-            for sample in np.flatnonzero(self._done):
+            for sample in np.flatnonzero(self._done).tolist():
                 start, stop = self._spans[name][sample]
-                if start < stop and checksum([dataset[start:stop]]) != stored[sample]:
-                    raise ValueError(f"the checksum of /{name} does not match for sample {sample}")
+                if start < stop:
+                    _checked(name, sample, dataset[start:stop], stored)
         self._checked.add(name)
+
+
+def _checked(name: str, sample: int, rows: NDArray[Any], checksums: NDArray[np.uint32]) -> NDArray[Any]:
+    """The rows of a sample in a dataset, if they are what its checksum says; samples without any have none."""
+    if len(rows) and checksum([rows]) != checksums[sample]:
+        raise ValueError(f"the checksum of /{name} does not match for sample {sample}")
+    return rows
 
 
 def _seeded_choice(plan: RunPlan) -> NDArray[np.int64]:

@@ -196,11 +196,7 @@ class RunWriter:
         for _ in range(2):  # Into both slots, so that damage to one later changes nothing.
             self._commit_record(replace(self._record, sequence=self._record.sequence + 1, status=STATUS_COMPLETE))
         with writing(self.path):
-            descriptor = os.open(self.path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            wait_for_disk(self.path)
 
     def close(self) -> None:
         """Close the file and release the lock. Rows after the last commit do not count."""
@@ -314,6 +310,15 @@ def _check_space(path: Path, plan: RunPlan) -> None:
             f"{path} will take {needed / 2**20:.0f} MiB and the disk has {free / 2**20:.0f} MiB left; choose another "
             "--run or fewer --tokens"
         )
+
+
+def wait_for_disk(path: Path) -> None:
+    """Wait until what was written to a file is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class writing:

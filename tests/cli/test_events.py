@@ -87,7 +87,8 @@ def test_a_terminal_shows_the_same_in_a_bar(capsys, clock, monkeypatch):
 
 
 def test_other_ranks_show_nothing(capsys, clock, monkeypatch):
-    monkeypatch.setenv("RANK", "1")
+    for name, value in {"RANK": 1, "WORLD_SIZE": 2, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": 1}.items():
+        monkeypatch.setenv(name, str(value))
     with ProgressBar() as bar:
         count(bar, clock, "tokens", [(100, 0), (110, 30)], 30)
     assert capsys.readouterr().err == ""
