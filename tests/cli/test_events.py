@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -173,10 +174,17 @@ def test_an_error_halfway_is_told(sinkscope, here, tiny, monkeypatch):
 
 
 def test_ctrl_c_is_told_and_the_run_goes_on(here, tiny):
-    (here / "texts.txt").write_text("\n\n".join(f"{number} " + "many words follow " * 50 for number in range(4000)))
+    (here / "texts.txt").write_text("\n\n".join(f"{number} " + "many words follow here " * 40 for number in range(400)))
     command = [sys.executable, "-m", "sinkscope", "profile", str(tiny), "--no-attention", "--run", "r.h5"]
     command += ["--texts", "texts.txt", "--events", "events.jsonl"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    # Where the tests run in the background of a shell, they and their children ignore ctrl-C.
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and '"stage": "capture"' not in _text(here / "events.jsonl"):
         time.sleep(0.05)
