@@ -4,6 +4,8 @@ Whatever concerns single entries (a token's largest dimensions, a dimension's to
 bound, in NumPy, which finds and sorts them several times faster than PyTorch does.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -15,8 +17,8 @@ from sinkscope.capture.statistics import EMPTY_KEY, LayerStatistics, level_odds,
 CHUNK_BYTES = 2**21
 """Size of a chunk in float32: the states and two more of that size pass through the cache again and again."""
 
-MOST_ROWS, COUNTED_ROWS = 1020, 255
-"""Rows of a chunk at most, and of a part of it in which entries are counted in bytes."""
+MOST_ROWS = 1024
+"""Rows of a chunk at most."""
 
 MARGIN = 1e-6
 """Relative rounding of a share computed in float32, generously."""
@@ -63,6 +65,7 @@ class _Reader:
         self.peak = torch.zeros(width)
         self.sums = np.zeros((3, width))
         self.exceedance = np.zeros((width, len(before.levels)), np.int64)
+        self.least_level = np.float32(min(before.levels))
         self.top = _TopTokens(before.fields["top_keys"].numpy())
         self.magnitude, self.share = torch.empty(most, width), torch.empty(most, width)
         self.reached = np.empty((most, width), bool)
@@ -76,7 +79,7 @@ class _Reader:
         place = largest_places(magnitude, self.value.shape[1])
         flat_states, flat_share = states.numpy().reshape(-1), share.numpy().reshape(-1)
         self.dim[part] = place - np.arange(count)[:, None] * self.width
-        self.value[part] = flat_states[place]
+        self.value[part] = flat_states.take(place)
         largest = self.value[part] ** 2
 
         torch.mul(states, states, out=share)
@@ -86,9 +89,7 @@ class _Reader:
         total = (rest + torch.from_numpy(largest).sum(dim=1)).numpy()
         rms = np.sqrt(total / self.width)
         some = rms > SMALLEST_RMS
-        inverse_rms, inverse_total = (
-            np.divide(np.float32(1), norm, out=np.zeros_like(norm), where=some) for norm in (rms, total)
-        )
+        inverse_rms, inverse_total = (np.where(some, np.float32(1) / norm, np.float32(0)) for norm in (rms, total))
         flat_share[place] = largest
         share.mul_(torch.from_numpy(inverse_total)[:, None])
         # Products of a row of weights with the states: one pass each.
@@ -98,30 +99,35 @@ class _Reader:
         self.sums[2] += share.sum(dim=0).numpy()
 
         flat_share[place] = -1.0  # From here on only the other dimensions are looked at.
-        highest = (largest[:, -1] * inverse_total).max()
-        for level, least in enumerate(self.before.levels):
-            if highest >= np.float32(least):
-                np.greater_equal(share.numpy(), np.float32(least), out=reached)
-                for row in range(0, count, COUNTED_ROWS):
-                    part_reached = reached[row : row + COUNTED_ROWS].view(np.uint8)
-                    self.exceedance[:, level] += np.add.reduce(part_reached, axis=0, dtype=np.uint8)
-        np.greater_equal(share.numpy(), self.top.least_share(share), out=reached)
+        least = self.top.least_share(share)
+        np.greater_equal(share.numpy(), np.minimum(least, self.least_level), out=reached)
         place = np.flatnonzero(reached)
         token = place // self.width
         dim = place - token * self.width
-        square = flat_states[place] ** 2
+        found = flat_share.take(place)
+        self.count(dim, found, self.before.levels)
+        top = np.flatnonzero(found >= least.take(dim))
+        token, dim = token[top], dim[top]
+        square = flat_states.take(place[top]) ** 2
         odds = square / np.maximum(total[token] - square, np.float32(TINY))
         self.top.offer(dim, odds, rows[token])
+
+    def count(self, dim: NDArray[np.int64], values: NDArray[np.float32], levels: Sequence[float]) -> None:
+        """Count for every dimension the entries that reach the levels; of each entry [n] its dimension and value."""
+        reached = np.zeros(len(dim), np.int64)
+        for least in levels:
+            reached += values >= np.float32(least)
+        bins = len(levels) + 1
+        counts = np.bincount(dim * bins + reached, minlength=self.width * bins).reshape(self.width, bins)
+        # An entry that reaches so many levels reaches the lowest ones.
+        at_least = counts[:, :0:-1].cumsum(axis=1)[:, ::-1]
+        self.exceedance[:, np.argsort(levels)] += at_least
 
     def finish(self, rows: NDArray[np.int64]) -> LayerReading:
         """The reading, with what is left to do for the largest dimensions of all tokens."""
         energies = TokenEnergies.of(torch.from_numpy(self.value**2), torch.from_numpy(self.rest), self.width)
         odds = energies.odds().numpy()
-        dim, left = self.dim.reshape(-1), odds.reshape(-1)
-        for least, level in sorted(zip(level_odds(self.before.levels), range(len(self.before.levels)), strict=True)):
-            reached = left >= np.float32(least)
-            dim, left = dim[reached], left[reached]
-            self.exceedance[:, level] += np.bincount(dim, minlength=self.width)
+        self.count(self.dim.reshape(-1), odds.reshape(-1), level_odds(self.before.levels))
         self.top.offer(self.dim.reshape(-1), odds.reshape(-1), np.repeat(rows, self.dim.shape[1]))
         fields = {
             "peak_magnitude": self.peak,
@@ -198,11 +204,11 @@ class _TopTokens:
 def largest_places(magnitude: Tensor, count: int) -> NDArray[np.int64]:
     """Flat places of the `count` largest magnitudes of every row, sorted down: float32 [R, D] gives int64 [R, count].
 
-    In two steps, several times as fast as topk: of 8 `count` blocks of dimensions, the `count`-th largest maximum
+    In two steps, several times as fast as topk: of 4 `count` blocks of dimensions, the `count`-th largest maximum
     bounds the result from below, and only the few entries that reach it are sorted. Ties go to the lower dimension.
     """
     rows, width = magnitude.shape
-    blocks = 8 * count
+    blocks = 4 * count
     if width < 2 * blocks:
         return _places_by_sorting(magnitude, count)
     whole = width // blocks * blocks
