@@ -4,6 +4,11 @@ Every message is one line that says what is wrong and what to do about it. The c
 ``sinkscope: error:`` and exits with the class's ``exit_code``.
 """
 
+import errno
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Of an OSError: there is no room, on the disk, in what the user may take of it, or in a file."""
+
 
 class SinkscopeError(Exception):
     """A run or a check that failed."""
@@ -27,6 +32,12 @@ class ProfileError(InputError):
 
 class StoreError(InputError):
     """A run file that cannot be read, is damaged, or belongs to another run."""
+
+
+class DiskError(StoreError, ProfileError):
+    """A file that cannot be written because the disk is full or fails, where the wish for it was right."""
+
+    exit_code = 1
 
 
 class NonFiniteActivationError(SinkscopeError, ArithmeticError):

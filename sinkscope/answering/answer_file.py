@@ -11,6 +11,7 @@ from typing import Any
 
 from sinkscope.answering.questions import Identity, Question
 from sinkscope.errors import InputError, SinkscopeError, StoreError
+from sinkscope.files import check_readable
 from sinkscope.store.lock import WriterLock
 
 CONTENTS = {"questions_sha256": "questions", "profile_sha256": "contents of the profile"}
@@ -143,6 +144,7 @@ class AnswerFile:
     def _settings(self, found: Path) -> dict[str, Any]:
         settings: Any = None
         with contextlib.suppress(OSError, ValueError, RecursionError):
+            check_readable(self.settings_path)
             settings = json.loads(self.settings_path.read_bytes())
         if not isinstance(settings, dict):
             raise InputError(
@@ -161,6 +163,7 @@ def read_answers(path: Path) -> dict[Identity, bytes]:
         If it cannot be read, or a line is no answer.
     """
     try:
+        check_readable(path)
         content = path.read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}; choose another --out") from error

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 from sinkscope.answering.inputs import check_picture
 from sinkscope.errors import InputError
+from sinkscope.files import check_readable
 
 Identity: TypeAlias = str | int
 
@@ -115,6 +116,7 @@ def read_questions(
         be used; its number is named.
     """
     try:
+        check_readable(path)
         content = path.read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}; give a file of JSON lines") from error

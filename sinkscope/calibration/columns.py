@@ -6,6 +6,7 @@ from typing import Any
 
 from sinkscope.calibration.lines import LONGEST_LINE
 from sinkscope.errors import InputError
+from sinkscope.files import check_readable
 
 HEAD_ROWS = 16
 """Rows that are looked at to choose a column."""
@@ -47,6 +48,7 @@ def read_parquet(path: Path) -> Iterator[str]:
         raise missing_extra(str(path), "pyarrow") from error
     row = 0
     try:
+        check_readable(path)
         with parquet.ParquetFile(path) as file:
             head = next(file.iter_batches(batch_size=HEAD_ROWS), None)
             name = text_column([] if head is None else head.to_pylist())

@@ -2,12 +2,14 @@
 
 import contextlib
 import itertools
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from sinkscope.calibration.columns import HEAD_ROWS, missing_extra, text_column
 from sinkscope.calibration.images import DEFAULT_PROMPT
@@ -30,6 +32,14 @@ SHUFFLED_ROWS = 1000
 
 EMPTY_ROWS = 1000
 """Rows without text or picture, one after another, after which reading stops."""
+
+READ_AHEAD = 2**22
+"""Bytes of a Parquet file that are asked for at once; `datasets` itself reads 32 MiB and more for the first row."""
+
+RETRIES, RETRY_SECONDS = 2, 1
+"""How often, and how long after, a connection that broke is tried anew, besides what the hub's own library does in
+about half a minute each time. `datasets` would go on for many minutes without a word."""
+PATIENCE = re.compile(r"STREAMING_(OPEN|READ)_(MAX_RETRIES|\w*INTERVAL)")
 
 PROMPT_COLUMNS = ("prompt", "question", "instruction", "text")
 
@@ -104,9 +114,7 @@ def read_dataset(name: str, *, samples: int | None = None, tokens: int | None = 
         raise
     except Exception as error:  # Whatever a library raises on data of others, over a network or not, is one line here.
         reason = " ".join(f"{error}".split())[:300] or type(error).__name__
-        raise InputError(
-            f"cannot read the dataset {name} ({reason}); name it as ID[@REVISION][:CONFIG[:SPLIT]]"
-        ) from error
+        raise InputError(f"cannot read the dataset {name} ({reason}); {_remedy(error)}") from error
     if not found:
         raise InputError(
             f"the first rows of the dataset {name} hold nothing in {column}; choose another config or split"
@@ -125,6 +133,7 @@ def _open(datasets: Any, name: str) -> tuple[Any, str]:
     else:
         identifier, _, revision = (place, "", "") if path.exists() else place.partition("@")
         builder = datasets.load_dataset_builder(identifier, config, revision=revision or None)
+    _read_little(builder.config)
     splits = builder.as_streaming_dataset()
     chosen = split or ("train" if "train" in splits else next(iter(splits)))
     if chosen not in splits:
@@ -133,6 +142,28 @@ def _open(datasets: Any, name: str) -> tuple[Any, str]:
     base = str(builder.base_path).removeprefix("hf://datasets/")
     origin = path.name if path.exists() else (base if "@" in base else place).rstrip("/")
     return splits[chosen], f"dataset {origin} ({builder.config.name}, {chosen})"
+
+
+def _read_little(config: Any) -> None:
+    """Keep the reading of Parquet files from fetching far more than the few rows that are wanted."""
+    if getattr(config, "fragment_scan_options", config) is None:
+        import pyarrow
+        from pyarrow.dataset import ParquetFragmentScanOptions
+
+        cache = pyarrow.CacheOptions(prefetch_limit=0, range_size_limit=READ_AHEAD)
+        config.fragment_scan_options = ParquetFragmentScanOptions(cache_options=cache)
+
+
+def _remedy(error: Exception) -> str:
+    """What to do where a dataset cannot be read."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    network = isinstance(error, (ConnectionError, TimeoutError, HfHubHTTPError))
+    if network or type(error).__module__.startswith("httpx"):
+        return "check the network, and try again later"
+    if type(error).__name__ == "DatasetNotFoundError":
+        return "check the name and the revision, and `hf auth login` for private and gated datasets"
+    return "name it as ID[@REVISION][:CONFIG[:SPLIT]]"
 
 
 def _parse(name: str) -> tuple[str, str | None, str | None]:
@@ -200,7 +231,9 @@ def _picture_sample(row: Mapping[str, Any], column: str, origin: str) -> Sample 
     return Sample(images=images, prompt=next((text[:ROW_CHARACTERS] for text in texts if text.strip()), DEFAULT_PROMPT))
 
 
-def _picture(value: Mapping[str, Any], origin: str) -> Picture:
+def _picture(value: Any, origin: str) -> Picture:
+    if isinstance(value, Image.Image):  # `datasets` decodes the files of a folder on the hub whatever is asked of it.
+        return open_picture(value)
     if value.get("bytes") is not None:
         return PictureBytes(value["bytes"], origin)
     if Path(value["path"]).is_file():
@@ -213,13 +246,25 @@ def _picture(value: Mapping[str, Any], origin: str) -> Picture:
 
 @contextlib.contextmanager
 def _quiet(datasets: Any) -> Iterator[None]:
-    """Keep the library's notes and bars out of the output; what matters in them is an error."""
-    verbosity, bars = datasets.logging.get_verbosity(), not datasets.are_progress_bars_disabled()
+    """Keep the libraries' notes and bars out of the output, and their patience within bounds; what matters in their
+    notes is an error."""
+    from huggingface_hub.utils import logging as hub_logging
+
+    # Settings of `datasets`, such as STREAMING_READ_MAX_RETRIES; which ones there are depends on its version.
+    before = {name: value for name, value in vars(datasets.config).items() if PATIENCE.fullmatch(name)}
+    verbosity, of_hub = datasets.logging.get_verbosity(), hub_logging.get_verbosity()
+    bars = not datasets.are_progress_bars_disabled()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    hub_logging.set_verbosity(hub_logging.CRITICAL)
     datasets.disable_progress_bars()
     try:
+        for name in before:
+            setattr(datasets.config, name, RETRIES if name.endswith("RETRIES") else RETRY_SECONDS)
         yield
     finally:
+        for name, value in before.items():
+            setattr(datasets.config, name, value)
         datasets.logging.set_verbosity(verbosity)
+        hub_logging.set_verbosity(of_hub)
         if bars:
             datasets.enable_progress_bars()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sinkscope.errors import InputError
+from sinkscope.files import check_readable
 
 LONGEST_LINE = 2**24
 """Most bytes of a line: a longer one is no text of a person, and would be in memory several times over."""
@@ -27,6 +28,7 @@ def read_lines(path: Path, what: str = "") -> Iterator[tuple[int, str]]:
     """
     number = offset = 0
     try:
+        check_readable(path)
         with path.open("rb") as file:
             while raw := file.readline(LONGEST_LINE + 1):
                 number += 1

@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import logging
+import struct
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +15,10 @@ from typing import TypeAlias
 from PIL import Image, ImageOps
 
 from sinkscope.errors import InputError
+from sinkscope.files import check_readable
+
+# What Pillow logs about odd files goes where an application sends its logs, and otherwise nowhere: not to stderr.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 @dataclass(frozen=True)
@@ -24,6 +31,25 @@ class PictureBytes:
     def __str__(self) -> str:
         return self.origin
 
+
+FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+"""What is read, as far as this Pillow can. Its others are little used, and for PostScript it runs another program."""
+
+BAD_PICTURE = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    RuntimeError,
+    struct.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
+"""What Pillow raises on files that are no good pictures."""
 
 Picture: TypeAlias = Path | PictureBytes | Image.Image
 
@@ -82,13 +108,23 @@ def opened_picture(picture: Path | PictureBytes) -> Iterator[Image.Image]:
     Raises
     ------
     InputError
-        If it cannot be read, also inside the context.
+        If it cannot be read, also inside the context; or if it has more pixels than `PIL.Image.MAX_IMAGE_PIXELS`.
     """
+    Image.init()
+    known = [name for name in FORMATS if name in Image.OPEN]
     try:
-        with Image.open(BytesIO(picture.data) if isinstance(picture, PictureBytes) else picture) as opened:
-            yield opened
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = " ".join(str(error).split())
+        if isinstance(picture, Path):
+            check_readable(picture)
+        with warnings.catch_warnings():
+            # Odd tags are none of the user's business, but pictures that fill the memory are not decoded at all.
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(
+                BytesIO(picture.data) if isinstance(picture, PictureBytes) else picture, formats=known
+            ) as opened:
+                yield opened
+    except BAD_PICTURE as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"cannot read the picture {picture} ({reason}); convert it to PNG or remove it") from error
 
 

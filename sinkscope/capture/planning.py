@@ -73,8 +73,8 @@ def make_plan(
     ids = np.concatenate([sample.ids for sample in encoded])
     tokens = TokenTable(
         ids,
-        np.concatenate([np.arange(length) for length in lengths]).astype(np.int32),
-        np.repeat(np.arange(len(encoded)), lengths).astype(np.int32),
+        np.concatenate([np.arange(length, dtype=np.int32) for length in lengths]),
+        np.repeat(np.arange(len(encoded), dtype=np.int32), lengths),
         np.concatenate([sample.kinds for sample in encoded]),
     )
     fingerprints = np.array([sample.fingerprint() for sample in encoded], np.uint64)

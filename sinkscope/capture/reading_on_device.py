@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from sinkscope.capture.reading import SMALLEST_RMS, TINY, LayerReading, TokenEnergies
-from sinkscope.capture.statistics import TOKEN_LIMIT, LayerStatistics, level_odds, numbers_of
+from sinkscope.capture.statistics import LayerStatistics, level_odds, numbers_of
+from sinkscope.store.layout import TOKEN_LIMIT
 
 GROUP = 16
 """Tokens of a group: the top K of a dimension lie in the K groups with the largest maxima."""

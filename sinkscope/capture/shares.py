@@ -1,5 +1,6 @@
 """The share of one process in a run of several: whole batches of the plan, computed as one process alone would."""
 
+import heapq
 from dataclasses import replace
 
 import numpy as np
@@ -50,9 +51,9 @@ def share_of(plan: CapturePlan, rank: int, ranks: int) -> CapturePlan | None:
 def deal(plan: CapturePlan, ranks: int) -> list[list[tuple[int, ...]]]:
     """The batches of every process, in their order: each batch goes to the one with the fewest tokens so far."""
     dealt: list[list[tuple[int, ...]]] = [[] for _ in range(ranks)]
-    tokens = [0] * ranks
+    waiting = [(0, rank) for rank in range(ranks)]
     for batch in plan.batches:
-        rank = min(range(ranks), key=lambda rank: (tokens[rank], rank))
+        tokens, rank = waiting[0]
         dealt[rank].append(batch)
-        tokens[rank] += len(batch) * max(len(plan.samples[number]) for number in batch)
+        heapq.heapreplace(waiting, (tokens + len(batch) * max(len(plan.samples[number]) for number in batch), rank))
     return dealt

@@ -15,11 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sinkscope.store.layout import DEFAULT_LEVELS, DEFAULT_TOP_TOKENS, STATISTICS_MERGE, Statistics
+from sinkscope.store.layout import DEFAULT_LEVELS, DEFAULT_TOP_TOKENS, STATISTICS_MERGE, TOKEN_LIMIT, Statistics
 
 Keys = TypeVar("Keys", NDArray[np.int64], Tensor)
 
-TOKEN_LIMIT = 2**32
 EMPTY_KEY = -1
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sinkscope.cli.output import ProgressBar, note, print_rich, readable_span
+from sinkscope.cli.output import ProgressBar, note, print_rich, readable_span, shortened
 
 if TYPE_CHECKING:
     from sinkscope.answering.answer_file import AnswerFile
@@ -102,4 +102,4 @@ def _profile_settings(profile: "Profile | None") -> dict[str, Any]:
 
 
 def _report(skipped: str) -> None:
-    note(f"skipped {skipped}")
+    note(shortened(f"skipped {skipped}"))

@@ -6,6 +6,7 @@ on stderr that starts with ``sinkscope: error:``.
 
 import contextlib
 import difflib
+import errno
 import importlib
 import logging
 import os
@@ -21,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sinkscope import __version__
-from sinkscope.errors import SinkscopeError
+from sinkscope.cli.output import note, shortened, silence
+from sinkscope.errors import FULL_DISK, DiskError, SinkscopeError
 from sinkscope.processes import first_to_fail, this_process
 
 if TYPE_CHECKING:
@@ -29,8 +31,8 @@ if TYPE_CHECKING:
 
 FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
 
-# By name, because torch must not be imported to handle an error.
-MEMORY_ERRORS = ("OutOfMemoryError", "MemoryError")
+# Of PyTorch; and of Python, whose threads take memory of their own.
+MEMORY_WORDS = ("allocate memory", "can't start new thread")
 MEMORY_ADVICE = "out of memory; load the model with --dtype bfloat16, or choose another --device"
 
 COMMANDS = {
@@ -75,6 +77,13 @@ class Session:
         again = [argument for argument in self.arguments if argument != "--resume"]
         command = shlex.join([*this_process().launcher(), *again, "--resume"])
         return f"interrupted; {self.run} keeps what was measured, go on with `{command}`"
+
+    def told(self, error: SinkscopeError) -> str:
+        """What to say of an error: also how to go on, where the disk failed after something was measured."""
+        message = str(error)
+        if isinstance(error, DiskError) and "--resume" not in message and self.run is not None and self.run.exists():
+            message += f"; {self.run} keeps what was measured, go on with it: --resume"
+        return message
 
 
 class _Interrupted(Exception):
@@ -153,7 +162,7 @@ def _run(session: Session) -> int:
         sys.stdout.flush()
         return outcome if isinstance(outcome, int) else 0
     except SinkscopeError as error:
-        return _fail(session, error, str(error), error.exit_code)
+        return _fail(session, error, session.told(error), error.exit_code)
     except click.UsageError as error:
         context = error.ctx.command_path if error.ctx is not None else "sinkscope"
         return _fail(session, error, f"{error.format_message()} (see `{context} --help`)", WRONG_USE)
@@ -166,8 +175,12 @@ def _run(session: Session) -> int:
     except SystemExit as error:  # click ends this way when the reader of a pipe goes away.
         return _reader_left() if not isinstance(error.code, int) or error.code == FAILED else error.code
     except Exception as error:
-        if type(error).__name__ in MEMORY_ERRORS:
+        if _is_out_of_memory(error):
             return _fail(session, error, MEMORY_ADVICE, FAILED)
+        if isinstance(error, OSError) and error.errno in FULL_DISK:
+            silence(sys.stdout)
+            where = f" for {error.filename}" if error.filename else ""
+            return _fail(session, error, session.told(DiskError(f"no space is left{where}; free space there")), FAILED)
         # The last resort: whatever it is, a person gets one line and the way to see more.
         reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         hint = "" if session.debug else "; `sinkscope --debug ...` shows where"
@@ -184,23 +197,39 @@ def main() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     # Schedulers stop a command so, and torchrun where another process has failed: as with ctrl-C, it says how to go on.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    # Nothing is left to be stopped, and Python would tell of an interrupt now by a traceback.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    if code == INTERRUPTED:
+        # After an interrupt in an `exec`, with which classes are made, `python -m` would end by the signal instead.
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Told by names and words, because torch must not be imported to handle an error."""
+    words = isinstance(error, RuntimeError) and any(part in str(error) for part in MEMORY_WORDS)
+    system = isinstance(error, OSError) and error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or words or system
 
 
 def _fail(session: Session, error: BaseException, message: str, code: int) -> int:
     if session.debug:
         traceback.print_exception(error)
-    message = " ".join(message.split())
+    message = shortened(" ".join(message.split()))
     if session.events is not None:
         kind = "Interrupted" if code == INTERRUPTED else type(error).__name__
         session.events.failed(kind, message, code, resumable=session.run is not None and session.run.exists())
     if first_to_fail():
-        print(f"sinkscope: error: {message}", file=sys.stderr)
+        note(f"sinkscope: error: {message}")
     return code
 
 
 def _reader_left() -> int:
     """Whoever read our output has enough of it (``| head``): not an error, and nothing more can be said there."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    silence(sys.stdout)
     return 0

@@ -2,16 +2,19 @@
 
 import contextlib
 import json
+import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
 import click
 
+from sinkscope.errors import FULL_DISK
 from sinkscope.processes import this_process
 
 if TYPE_CHECKING:
@@ -23,6 +26,32 @@ JSON_HELP = "Print one JSON document on stdout, and nothing else there."
 def json_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """The option ``--json``, passed on as `as_json`."""
     return click.option("--json", "as_json", is_flag=True, help=JSON_HELP)(function)
+
+
+# What a terminal acts on, or that turns the direction of what it shows; but not the ends of our own lines.
+_CONTROLS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    """The text with escapes in the place of control characters, which names and texts of others may hold."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def shortened(text: str, characters: int = 2000) -> str:
+    """The text without the middle of it, where it is longer: names and values of others may have any length."""
+    half = characters // 2
+    return text if len(text) <= characters else f"{text[:half]} ... {text[-half:]}"
+
+
+@dataclass(frozen=True)
+class _Printable:
+    """Something for rich whose texts become printable when it is shown; its colours stay."""
+
+    shown: Any
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        for segment in console.render(self.shown, options):
+            yield segment._replace(text=printable(segment.text))
 
 
 def print_json(document: str | Mapping[str, Any]) -> None:
@@ -39,15 +68,27 @@ def print_rich(*renderables: Any) -> None:
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120, highlight=False)
     with console.capture() as captured:
         for renderable in renderables:
-            console.print(renderable, soft_wrap=isinstance(renderable, str), markup=False)
+            text = isinstance(renderable, str)
+            console.print(printable(renderable) if text else _Printable(renderable), soft_wrap=text, markup=False)
     # Tables are padded to the full width, which only makes files and copied text larger.
     for line in captured.get().splitlines():
         print(line.rstrip())
 
 
 def note(text: str) -> None:
-    """Tell a person something on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    """Tell a person something on stderr. Where that is a file on a full disk, nothing more is told."""
+    try:
+        print(printable(text), file=sys.stderr, flush=True)
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise
+        silence(sys.stderr)
+
+
+def silence(stream: TextIO) -> None:
+    """Let all that a stream is told vanish, also what it still holds: at its end, the process would fail on that."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @contextlib.contextmanager

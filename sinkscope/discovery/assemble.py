@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+from pydantic import ValidationError
 
 from sinkscope.discovery.description import (
     LISTED,
@@ -46,7 +47,7 @@ def discover(
     Raises
     ------
     StoreError
-        If the run cannot be read, or holds no tokens or no hidden states.
+        If the run cannot be read, holds no tokens or no hidden states, or attributes that no profile can have.
     """
     if not isinstance(run, RunReader):
         with RunReader(run) as reader:
@@ -59,7 +60,13 @@ def discover(
             f"{run.path} keeps no hidden states, so what is ordinary in a dimension is not known; profile with "
             "--keep sample"
         )
-    return describe(find(run, settings), name or profile_name(run.attributes.model_id))
+    found = find(run, settings)
+    try:
+        return describe(found, name or profile_name(run.attributes.model_id))
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise StoreError(f"{run.path} holds what no profile can be made of: {where}: {problem['msg']}") from error
 
 
 def profile_name(model_id: str) -> str:

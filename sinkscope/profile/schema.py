@@ -4,6 +4,7 @@ Readers may count on every field that `docs/architecture.md` lists; later versio
 nothing in it is ever executed, and every number is checked against its limits when it is loaded.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -15,7 +16,8 @@ from typing import Annotated, Any, Literal, NoReturn, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticSerializationError
 
-from sinkscope.errors import ProfileError
+from sinkscope.errors import FULL_DISK, DiskError, ProfileError
+from sinkscope.files import check_readable
 
 SCHEMA_VERSION = "1.0"
 MAXIMUM_PROFILE_BYTES = 16 * 2**20
@@ -245,8 +247,8 @@ class Profile(_Part):
 
         Raises
         ------
-        ProfileError
-            If the folder does not exist or cannot be written.
+        DiskError
+            If the folder does not exist or cannot be written, or the disk is full; a `ProfileError`, too.
         """
         path = Path(path)
         partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -254,8 +256,11 @@ class Profile(_Part):
             partial.write_text(self.to_json(), encoding="utf-8")
             os.replace(partial, path)
         except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise ProfileError(f"cannot write {path}: {error.strerror}; choose another place with -o") from error
+            remedy = "free space there, or choose" if error.errno in FULL_DISK else "choose"
+            raise DiskError(f"cannot write {path}: {error.strerror}; {remedy} another place with -o") from error
+        finally:
+            with contextlib.suppress(OSError):
+                partial.unlink()
         return path
 
 
@@ -306,6 +311,7 @@ def read_profile(path: str | os.PathLike[str]) -> Profile:
     """
     path = Path(path)
     try:
+        check_readable(path)
         if path.stat().st_size > MAXIMUM_PROFILE_BYTES:
             raise ProfileError(f"{path} is larger than {MAXIMUM_PROFILE_BYTES} bytes: it is no profile")
         text = path.read_bytes()

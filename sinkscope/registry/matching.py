@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sinkscope.errors import InputError, ProfileError
+from sinkscope.files import check_readable
 from sinkscope.profile import Backbone, Profile, json_schema, parse_profile, read_profile
 from sinkscope.registry.local import SCHEMA_FILE, packaged_folder
 
@@ -127,8 +128,9 @@ def check_registry(folder: Path | None = None) -> list[Problem]:
 def _check_schema(path: Path) -> list[Problem]:
     remedy = "write it with `python -m sinkscope.registry.export_schema`"
     try:
+        check_readable(path)
         stored = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return [Problem(path, f"missing or unreadable; {remedy}")]
     return [] if stored == json_schema() else [Problem(path, f"differs from this version's schema; {remedy}")]
 

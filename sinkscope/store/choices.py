@@ -15,6 +15,9 @@ from sinkscope.store.layout import TokenTable
 
 ALL_TOKENS = 2**62
 
+BLOCK = 2**20
+"""Tokens whose hashes are in memory at a time."""
+
 
 def kept_budget(settings: Mapping[str, Any]) -> int:
     """The budget of `choose_tokens` with which a run of these settings keeps hidden states."""
@@ -41,8 +44,13 @@ def choose_tokens(tokens: TokenTable, fingerprints: NDArray[np.uint64], budget: 
     budget, seed : int
     """
     rate = min(1.0, budget / max(1, len(tokens)))
-    hashed = _mix(_mix(_number(seed) + fingerprints)[tokens.sample] + tokens.position.astype(np.uint64))
-    return np.flatnonzero(hashed / 2.0**64 < rate).astype(np.int64)
+    samples = _mix(_number(seed) + fingerprints)
+    chosen = [np.zeros(0, np.int64)]
+    for start in range(0, len(tokens), BLOCK):
+        block = slice(start, start + BLOCK)
+        hashed = _mix(samples[tokens.sample[block]] + tokens.position[block].astype(np.uint64))
+        chosen.append(start + np.flatnonzero(hashed / 2.0**64 < rate))
+    return np.concatenate(chosen)
 
 
 def choose_samples(

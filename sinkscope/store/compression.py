@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 
 from sinkscope.errors import InputError, StoreError
+from sinkscope.store.creating import new_file
 from sinkscope.store.layout import STATUS_COMPLETE, row_layout
 from sinkscope.store.lock import WriterLock
 from sinkscope.store.reader import RunReader
@@ -96,7 +97,7 @@ def _copy(
     source: h5py.File, target: Path, names: list[str], rows: set[str], method: str, options: dict[str, Any]
 ) -> tuple[list[tuple[int, int]], int]:
     """Write the file anew; ranges of its compressed data, and the offset of its seal."""
-    with h5py.File(target, "w", locking=False) as file:
+    with new_file(target) as file:
         for name in source.attrs:
             file.attrs.create(name, source.attrs[name], dtype=source.attrs.get_id(name).dtype)
         file.attrs["compression"] = method
@@ -105,7 +106,7 @@ def _copy(
         source.visititems(lambda name, entry: others.append(name) if isinstance(entry, h5py.Dataset) else None)
         for name in sorted(set(others) - set(large) - {"progress/seal"}):
             source.copy(source[name], file, name)
-        ranges = []
+        ranges: list[tuple[int, int]] = []
         for name in large:
             before = source[name]
             chunks = chunk_shape(before.shape, before.dtype.itemsize, name in rows)
@@ -115,8 +116,8 @@ def _copy(
             for start in range(0, len(before), chunks[0]):
                 made[start : start + chunks[0]] = before[start : start + chunks[0]]
             file.flush()
-            infos = (made.id.get_chunk_info(number) for number in range(made.id.get_num_chunks()))
-            ranges += [(info.byte_offset, info.size) for info in infos]
+            # Asked for by number, every chunk would be looked for from the first one on.
+            made.id.chunk_iter(lambda info: ranges.append((info.byte_offset, info.size)))
         allocate(file, "progress/seal", (SEAL_BYTES,), "uint8")
         seal = int(file["progress/seal"].id.get_offset())
     joined: list[tuple[int, int]] = []

@@ -43,6 +43,9 @@ DEFAULT_LEVELS = (0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 0.9)
 
 STATUS_BYTES, ATTENTION_BYTES, RECORD_BYTES = 16, 512, 2048
 
+TOKEN_LIMIT, SAMPLE_LIMIT = 2**32, 2**31
+"""A run has no more tokens, whose rows are half of a 64-bit key, and no more samples, whose numbers are int32."""
+
 TEXT_ATTRIBUTES = ("schema_version", "model_id", "revision", "dtype")
 JSON_ATTRIBUTES = ("backbone", "settings", "calibration", "versions")
 NUMBER_ATTRIBUTES = ("seed", "num_layers", "hidden_size")
@@ -280,7 +283,9 @@ class RunPlan:
 
     def spans(self, name: str) -> NDArray[np.int64]:
         """First and one-past-last row of every sample in a row dataset, int64 [samples, 2]."""
-        edges = np.searchsorted(self.tokens.sample, np.arange(self.num_samples + 1))
+        # Of the table's own dtype: otherwise the whole column is converted first.
+        numbers = np.arange(self.num_samples + 1, dtype=self.tokens.sample.dtype)
+        edges = np.searchsorted(self.tokens.sample, numbers)
         if name.startswith("sampled/"):
             edges = np.searchsorted(self.sampled_tokens, edges)
         elif name.startswith("attention/"):
@@ -334,6 +339,15 @@ def stored_bytes(plan: RunPlan) -> int:
     """Bytes of the rows and both slots of the accumulators: nearly all of the run file."""
     layouts = [*row_layout(plan).values(), *2 * list(statistics_layout(plan).values())]
     return sum(int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize for shape, dtype in layouts)
+
+
+def file_bytes(plan: RunPlan) -> int:
+    """Bytes of the whole run file, to within a few thousand; never less than it has."""
+    columns = (plan.tokens.id, plan.tokens.position, plan.tokens.sample, plan.tokens.kind)
+    tables = (*columns, plan.fingerprints, plan.order, plan.sampled_tokens, plan.attention_tokens)
+    texts = sum(len(text.encode("utf-8", "replace")) + 48 for text in plan.token_text.values())
+    checksums = 4 * len(row_layout(plan)) * plan.num_samples
+    return stored_bytes(plan) + sum(table.nbytes for table in tables) + checksums + texts + 2**16
 
 
 def empty_statistics(plan: RunPlan) -> Statistics:

@@ -1,5 +1,6 @@
 """A lock that keeps a second writer from a run file."""
 
+import contextlib
 import os
 import socket
 import time
@@ -106,15 +107,23 @@ class WriterLock:
         if not same:
             os.close(descriptor)
             return None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode("ascii"), 0)
+        self._note(descriptor, str(os.getpid()))
         return descriptor
 
     def tell(self, samples_done: int) -> None:
         """Write into the lock file, for `last_writer`, since when and where this process writes, and from where on."""
         if self._descriptor is not None:
             told = f"{os.getpid()} {time.time():.3f} {samples_done} {socket.gethostname()}"
-            os.pwrite(self._descriptor, told.encode("ascii", "replace"), 0)
+            self._note(self._descriptor, told)
+
+    @staticmethod
+    def _note(descriptor: int, text: str) -> None:
+        """Replace what the lock file tells; on a full disk it tells less, and the lock holds all the same."""
+        written = 0
+        with contextlib.suppress(OSError):
+            # Before what was there is cut off, for those who are refused meanwhile and read whose the lock is.
+            written = os.pwrite(descriptor, text.encode("ascii", "replace") + b"\n", 0)
+        os.ftruncate(descriptor, written)
 
     def release(self) -> None:
         """Remove the lock file and release the lock; does nothing the second time."""

@@ -100,7 +100,7 @@ def merge(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) 
             if str(partial) not in str(error):
                 raise
             reason = str(error).replace(str(partial), str(out)).partition(";")[0]
-            raise StoreError(f"{reason}; free space there, or choose another file to merge into") from error
+            raise type(error)(f"{reason}; free space there, or choose another file to merge into") from error
         finally:
             partial.unlink(missing_ok=True)
     return out
@@ -146,6 +146,9 @@ def _check(readers: Sequence[RunReader]) -> None:
                     f"{reader.path} is a run with {name} {shown(other)} and {first.path} with {shown(one)}; only runs "
                     "of the same model and settings merge"
                 )
+        for name in COMBINED:
+            if (name in reader.attributes.calibration) != (name in first.attributes.calibration):
+                raise StoreError(f"only one of {reader.path} and {first.path} tells the {name} of its data")
     if parts:
         _check_parts(readers)
     else:
@@ -181,6 +184,9 @@ def _check_parts(readers: Sequence[RunReader]) -> None:
         raise StoreError(
             f"part {min(missing)} of the run that {readers[0].path} is part of is missing; give the files of all ranks"
         )
+    places = np.sort(np.concatenate([reader.plan.part for reader in readers if reader.plan.part is not None], axis=1))
+    if not (places == np.arange(places.shape[1])).all():
+        raise StoreError(f"the parts of the run that {readers[0].path} is part of do not fit together; make them again")
 
 
 def _comparable(plan: RunPlan) -> RunPlan:
@@ -295,7 +301,7 @@ def _calibration(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return merged
     merged |= {name: sum(entry[name] for entry in entries) for name in COUNTED if name in merged}
     if "kinds" in merged:
-        merged["kinds"] = {name: sum(entry["kinds"][name] for entry in entries) for name in merged["kinds"]}
+        merged["kinds"] = {name: sum(entry["kinds"].get(name, 0) for entry in entries) for name in merged["kinds"]}
     if "fingerprint" in merged:
         together = "".join(entry["fingerprint"] for entry in entries)
         merged["fingerprint"] = hashlib.sha256(together.encode("ascii")).hexdigest()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from sinkscope.errors import StoreError
 from sinkscope.store.choices import choose_tokens
-from sinkscope.store.integrity import checksum
+from sinkscope.store.integrity import CommitRecord, checksum
 from sinkscope.store.layout import (
     ATTENTION_MEASURED,
     ROW_DATASETS,
@@ -23,6 +23,7 @@ from sinkscope.store.layout import (
     TokenTable,
     row_layout,
 )
+from sinkscope.store.soundness import check_datasets, check_rows
 from sinkscope.store.structure import cached_rows, damage_named, open_file, read_plan, read_record, read_statistics
 
 # A writer may commit twice while the accumulators are being read; the next attempt then sees the newer state.
@@ -58,18 +59,22 @@ class RunReader:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        before: CommitRecord | None = None
         for attempt in range(ATTEMPTS):
             self._file = open_file(self.path)
+            record: CommitRecord | None = None
             try:
                 with damage_named(self.path):
-                    self._record = read_record(self._file)
+                    check_datasets(self._file)
+                    record = self._record = read_record(self._file)
                     self._plan = read_plan(self._file, self._record)
                     statistics = read_statistics(self._file, self._plan, self._record)
                 break
             except StoreError:
                 self._file.close()
-                if attempt == ATTEMPTS - 1:
-                    raise
+                if record == before or attempt == ATTEMPTS - 1:
+                    raise  # Nobody writes meanwhile, or for ever.
+                before = record
         plan = self._plan
         done = np.zeros(plan.num_samples, bool)
         done[plan.order[: self._record.samples_done]] = True
@@ -186,7 +191,7 @@ class RunReader:
                 if name not in self._by_sample:
                     self._by_sample[name] = (cached_rows(self._file, name), self._file[f"checksums/{name}"][()])
                 dataset, checksums = self._by_sample[name]
-                arrays[name] = _checked(name, sample, dataset[start:stop], checksums)
+                arrays[name] = self._sound(name, sample, dataset[start:stop], checksums)
         return SampleRows.of(sample, arrays)
 
     def verify(self) -> None:
@@ -233,15 +238,17 @@ class RunReader:
             for sample in np.flatnonzero(self._done).tolist():
                 start, stop = self._spans[name][sample]
                 if start < stop:
-                    _checked(name, sample, dataset[start:stop], stored)
+                    self._sound(name, sample, dataset[start:stop], stored)
         self._checked.add(name)
 
-
-def _checked(name: str, sample: int, rows: NDArray[Any], checksums: NDArray[np.uint32]) -> NDArray[Any]:
-    """The rows of a sample in a dataset, if they are what its checksum says; samples without any have none."""
-    if len(rows) and checksum([rows]) != checksums[sample]:
-        raise ValueError(f"the checksum of /{name} does not match for sample {sample}")
-    return rows
+    def _sound(self, name: str, sample: int, rows: NDArray[Any], checksums: NDArray[np.uint32]) -> NDArray[Any]:
+        """The rows of a sample in a dataset, if they are what its checksum says; samples without any have none."""
+        if len(rows):
+            if checksum([rows]) != checksums[sample]:
+                raise ValueError(f"the checksum of /{name} does not match for sample {sample}")
+            start, stop = self._spans["largest/dim"][sample]
+            check_rows(name, rows, self._plan, int(stop - start))
+        return rows
 
 
 def _seeded_choice(plan: RunPlan) -> NDArray[np.int64]:

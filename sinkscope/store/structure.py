@@ -1,6 +1,7 @@
 """The structure of a run file in HDF5: made from a plan, and read back into one."""
 
 import contextlib
+import errno
 import importlib
 import json
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sinkscope.errors import InputError, StoreError
+from sinkscope.store.creating import new_file
 from sinkscope.store.integrity import CommitRecord, header_checksum, newest_record, statistics_checksum
 from sinkscope.store.layout import (
     ATTENTION_BYTES,
@@ -34,6 +36,7 @@ from sinkscope.store.layout import (
     statistics_layout,
 )
 from sinkscope.store.seal import SEAL_BYTES, apply_seal, check_seal, overwrite_attribute, placeholder
+from sinkscope.store.soundness import check_plan, check_record, check_statistics
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
@@ -83,9 +86,13 @@ def open_file(path: Path) -> h5py.File:
         check_seal(path)
         opened = h5py.File(path, "r", locking=False)
     except DAMAGE as error:
+        if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
+            raise StoreError(f"cannot open {path}: too many files are open; allow more with `ulimit -n`") from error
         reason = " ".join(str(error).split())[:200]
         raise StoreError(f"{path} is no readable run file ({reason}); delete it and run again") from error
-    if opened.attrs.get("compression") == "blosc2":
+    with damage_named(path):
+        compression = read_text(opened.attrs.get("compression", ""))
+    if compression == "blosc2":
         try:
             require_plugin()
         except InputError as error:
@@ -113,7 +120,7 @@ def require_plugin() -> None:
 def create_file(path: Path, plan: RunPlan) -> None:
     """Write a new, sealed file: attributes, tables, all datasets at their final size, and a first record."""
     attributes = {"status": placeholder(STATUS_BYTES), "attention": placeholder(ATTENTION_BYTES)}
-    with h5py.File(path, "w", locking=False) as file:
+    with new_file(path) as file:
         for name, value in attributes.items():
             file.attrs.create(name, value.encode("ascii"), dtype=h5py.string_dtype("ascii", len(value)))
         _create_structure(file, plan)
@@ -247,7 +254,7 @@ def read_plan(file: h5py.File, record: CommitRecord) -> RunPlan:
     ValueError, KeyError, ...
         If the file is damaged; see `damage_named`.
     """
-    version = read_text(file.attrs["schema_version"])
+    version = read_text(file.attrs["schema_version"])[:32]
     found, known = int(version.split(".")[0]), int(SCHEMA_VERSION.split(".")[0])
     if found != known:
         remedy = "upgrade with `pip install --upgrade sinkscope`" if found > known else "profile the model again"
@@ -288,6 +295,11 @@ def read_plan(file: h5py.File, record: CommitRecord) -> RunPlan:
     for name, (shape, dtype) in expected.items():
         if file[name].shape != shape or file[name].dtype != np.dtype(dtype):
             raise ValueError(f"/{name} is {file[name].dtype} {file[name].shape}, not {dtype} {shape}")
+    for name in row_layout(plan):
+        if file[f"checksums/{name}"].shape != (plan.num_samples,):
+            raise ValueError(f"/checksums/{name} is not one of each sample")
+    check_plan(plan)
+    check_record(record, plan)
     return plan
 
 
@@ -318,4 +330,5 @@ def read_statistics(file: h5py.File, plan: RunPlan, record: CommitRecord) -> Sta
     statistics = Statistics(levels=plan.levels, **arrays)
     if statistics_checksum(statistics) != record.statistics_checksum:
         raise ValueError(f"the checksum of /{group} does not match")
+    check_statistics(statistics, plan)
     return statistics

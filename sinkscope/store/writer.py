@@ -1,8 +1,10 @@
 """Writing a run file, so that it survives a kill at any moment."""
 
+import contextlib
+import errno
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -11,13 +13,15 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from sinkscope.errors import StoreError
+from sinkscope.errors import DiskError, StoreError
 from sinkscope.store.integrity import CommitRecord, checksum, statistics_checksum
 from sinkscope.store.layout import (
     JSON_ATTRIBUTES,
     NUMBER_ATTRIBUTES,
+    SAMPLE_LIMIT,
     STATISTICS_GROUPS,
     STATUS_COMPLETE,
+    TOKEN_LIMIT,
     RunPlan,
     SampleRows,
     Statistics,
@@ -37,8 +41,12 @@ from sinkscope.store.structure import (
     open_file,
     read_record,
     read_statistics,
+    read_text,
     short_attention,
 )
+
+REPEATED = ("status", "attention")
+"""Attributes that repeat the commit record for other tools; readers here trust the record."""
 
 
 class RunWriter:
@@ -73,20 +81,26 @@ class RunWriter:
         Raises
         ------
         StoreError
-            If there is a file already, another writer is at work, the folder cannot be written or is too full.
+            If there is a file already, another writer is at work, the folder cannot be written, or the plan has more
+            tokens or samples than a run file can number.
+        DiskError
+            If the disk is too full, or fails.
         """
-        path, plan = Path(path), normalised(plan)
-        lock = WriterLock(path)
+        path = Path(path)
+        _check_limits(path, plan)
+        plan = normalised(plan)
+        lock, partial = WriterLock(path), path.with_name(f".{path.name}.partial")
         try:
             if path.exists():
                 raise StoreError(f"{path} exists already; go on with --resume, or delete it or choose another --run")
             _check_space(path, plan)
-            partial = path.with_name(f".{path.name}.partial")
             with writing(path):
                 create_file(partial, plan)
                 os.replace(partial, path)
             return cls._open(path, lock, plan)
         except BaseException:
+            with contextlib.suppress(OSError):
+                partial.unlink()
             lock.release()
             raise
 
@@ -120,7 +134,10 @@ class RunWriter:
             names = mutable_datasets(plan) if record.status != STATUS_COMPLETE else ()
             with writing(path):
                 places = OpenPlaces.open(path, file, names)
-            return cls(path, places, lock, plan, record)
+            told = {name: read_text(file.attrs[name]) for name in REPEATED}
+            writer = cls(path, places, lock, plan, record)
+        writer._repeat(told)  # A process that was killed right after a record may not have come to it.
+        return writer
 
     @property
     def samples_done(self) -> int:
@@ -141,7 +158,7 @@ class RunWriter:
 
         Raises
         ------
-        StoreError
+        DiskError
             If the disk is full or fails.
         ValueError
             If it is not the next sample, or its arrays do not fit the plan.
@@ -236,13 +253,18 @@ class RunWriter:
         )
 
     def _commit_record(self, record: CommitRecord) -> None:
+        told = {name: getattr(self._record, name) for name in REPEATED}
         with writing(self.path):
             self._places.put("progress/record", record.encode(), record.sequence % 2)
-            # The attributes repeat the record for other tools; readers here trust the record.
-            for name in ("status", "attention"):
-                if getattr(record, name) != getattr(self._record, name):
-                    overwrite_attribute(self.path, self._seal, name, getattr(record, name))
         self._record = record
+        self._repeat(told)
+
+    def _repeat(self, told: Mapping[str, str]) -> None:
+        """Let the attributes say what the record says, where they say otherwise."""
+        with writing(self.path):
+            for name, value in told.items():
+                if (now := getattr(self._record, name)) != value:
+                    overwrite_attribute(self.path, self._seal, name, now)
 
 
 def refuse_difference(path: Path, found: RunPlan, wanted: RunPlan) -> None:
@@ -282,10 +304,11 @@ def compared(found: RunPlan, wanted: RunPlan) -> Iterable[tuple[str, Any, Any]]:
             continue
         if name in JSON_ATTRIBUTES:
             for key in sorted({*before, *now}):
-                yield f"{name}.{key}", before.get(key), now.get(key)
+                # A key of somebody else's file may hold anything, and messages are one line.
+                yield f"{name}.{' '.join(key.split())[:80]}", before.get(key), now.get(key)
         else:
             yield name, before, now
-    for name in ("top_tokens", "largest", "levels"):
+    for name in ("top_tokens", "largest", "levels", "peak_states"):
         yield name, getattr(found, name), getattr(wanted, name)
 
 
@@ -302,13 +325,22 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
+def _check_limits(path: Path, plan: RunPlan) -> None:
+    for count, limit, what in ((len(plan.tokens), TOKEN_LIMIT, "tokens"), (plan.num_samples, SAMPLE_LIMIT, "samples")):
+        if count > limit:
+            raise StoreError(
+                f"{path} would hold {count:,} {what}, and a run file holds {limit:,} at most; spread the data over "
+                "several runs"
+            )
+
+
 def _check_space(path: Path, plan: RunPlan) -> None:
     needed = stored_bytes(plan)
     free = shutil.disk_usage(path.parent).free
     if needed > free:
-        raise StoreError(
-            f"{path} will take {needed / 2**20:.0f} MiB and the disk has {free / 2**20:.0f} MiB left; choose another "
-            "--run or fewer --tokens"
+        raise DiskError(
+            f"{path} will take {needed / 2**20:.0f} MiB and the disk has {free / 2**20:.0f} MiB left; free space "
+            "there, or choose another --run or fewer --tokens"
         )
 
 
@@ -322,7 +354,7 @@ def wait_for_disk(path: Path) -> None:
 
 
 class writing:
-    """Turns a failing disk inside the block into a `StoreError`."""
+    """Turns a failing disk inside the block into a `DiskError`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -334,7 +366,10 @@ class writing:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if isinstance(error, (OSError, RuntimeError)):
-            reason = " ".join(str(error).split())[:200]
-            raise StoreError(
-                f"cannot write {self.path} ({reason}); free space there, then go on with --resume"
-            ) from error
+            reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+            remedy = "free space there, then go on with --resume"
+            if getattr(error, "errno", None) in (errno.EROFS, errno.EACCES, errno.EPERM):
+                remedy = "make its folder writable, then go on with --resume"
+            elif isinstance(error, FileNotFoundError):
+                remedy = "it was taken away; start again with another --run"
+            raise DiskError(f"cannot write {self.path} ({reason}); {remedy}") from error

@@ -60,6 +60,8 @@ def make_rows(plan: RunPlan, sample: int) -> SampleRows:
     for name, (shape, dtype) in row_layout(plan).items():
         start, stop = plan.spans(name)[sample]
         values = generator.normal(0, 50, size=(stop - start, *shape[1:])).astype(dtype)
+        if name == "largest/dim":
+            values %= plan.attributes.hidden_size
         # Places in the sample, of which every plan here has at least so many.
         arrays[name] = values.clip(-1, 4) if name == "peaks/place" else values
     return SampleRows.of(sample, arrays)

@@ -18,6 +18,7 @@ from store_runs import make_plan, make_rows, make_statistics
 from sinkscope.errors import StoreError
 from sinkscope.store.layout import ROW_DATASETS, STATISTICS_FIELDS, RunPlan
 from sinkscope.store.reader import RunReader
+from sinkscope.store.seal import check_seal, overwrite_attribute
 from sinkscope.store.writer import RunWriter
 
 WRITE = """
@@ -147,3 +148,13 @@ def test_a_complete_run_takes_nothing_more(tmp_path: Path) -> None:
         assert writer.is_complete
         with pytest.raises(ValueError, match="written already"):
             writer.write_sample(make_rows(plan, 0))
+
+
+def test_a_kill_between_the_last_record_and_the_attribute_that_repeats_it(tmp_path: Path) -> None:
+    path, plan = tmp_path / "run.h5", make_plan()
+    write_all(path, plan)
+    overwrite_attribute(path, check_seal(path), "status", "running")
+    with RunWriter.resume(path, plan) as writer:
+        assert writer.is_complete
+    with h5py.File(path) as file:
+        assert file.attrs["status"].decode() == "complete"
