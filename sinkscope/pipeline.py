@@ -11,9 +11,10 @@ from torch import nn
 from sinkscope.backbone.anatomy import find_anatomy
 from sinkscope.backbone.loading import LoadedModel
 from sinkscope.backbone.loading import load as load_model
+from sinkscope.backbone.tensor_parallel import team_of
 from sinkscope.calibration import Calibration, Sample, gather
-from sinkscope.capture.distributed import Ranks
 from sinkscope.capture.distributed import run as capture_run
+from sinkscope.capture.ranks import Ranks
 from sinkscope.capture.runner import Progress
 from sinkscope.capture.settings import CaptureSettings
 from sinkscope.causal import CausalSettings, causal_check
@@ -37,6 +38,7 @@ def load(
     device_map: Any = "auto",
     quantization: Any = None,
     trust_remote_code: bool = False,
+    tensor_parallel: int = 1,
 ) -> LoadedModel:
     """Load a model by hub id, local folder, ``.gguf`` file, ``demo:llm`` or ``demo:lmm``.
 
@@ -56,6 +58,7 @@ def load(
         device_map=device_map,
         quantization=quantization,
         trust_remote_code=trust_remote_code,
+        tensor_parallel=tensor_parallel,
     )
     return dataclasses.replace(loaded, model_id=os.fspath(model))
 
@@ -137,7 +140,7 @@ def profile_model(
     keep : str
         Whose hidden states the run file keeps, see `sinkscope.capture.settings.KEEP`; without any there is no profile.
     max_store : int, optional
-        Refuse a run file of more bytes before the model runs.
+        Bytes of the run file at most: it keeps fewer hidden states where they would not fit.
     compress : str, optional
         Compress the finished run file: "blosc2" or "gzip", see `sinkscope.store.compression`.
     attention : bool
@@ -157,7 +160,7 @@ def profile_model(
         Called with (edits done, edits in all) during that check.
     ranks : Ranks, optional
         Share the work with other processes that call this with the same arguments; see
-        `sinkscope.capture.distributed.joined`. The run file must then be given, in a folder that all of them see.
+        `sinkscope.capture.ranks.joined`. The run file must then be given, in a folder that all of them see.
 
     Returns
     -------
@@ -194,7 +197,9 @@ def profile_model(
         capture_run(loaded, chosen, path, capture, resume=resume, progress=progress, source=source, ranks=ranks)
         if compress is not None:
             ranks.from_first(lambda: compress_run(path, compress))
-        profile = ranks.from_first(lambda: _with_weights(discover(path, settings, name=name), loaded.model))
+        found = ranks.from_first(lambda: discover(path, settings, name=name))
+    team = team_of(loaded.model)
+    profile = ranks.from_first_team(lambda: _with_weights(found, loaded.model), team)
     if not causal:
         return profile
     check = (
@@ -202,7 +207,9 @@ def profile_model(
         if isinstance(causal, CausalSettings)
         else CausalSettings(seed=seed, chat_template=chat_template, attention=attention)
     )
-    result = ranks.from_first(lambda: causal_check(loaded, profile, chosen, settings=check, progress=causal_progress))
+    result = ranks.from_first_team(
+        lambda: causal_check(loaded, profile, chosen, settings=check, progress=causal_progress), team
+    )
     return profile.model_copy(update={"evidence": profile.evidence.model_copy(update={"causal": result})})
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+from sinkscope.errors import InputError
+
 ANSWER_SECONDS = 3
 
 
@@ -51,9 +53,31 @@ def this_process() -> Process:
     return Process(*map(int, values))
 
 
-def share_path(run_path: Path, rank: int) -> Path:
-    """The run file of one of several processes: ``RUN.rank0.h5`` beside ``RUN.h5``."""
-    return run_path.with_name(f"{run_path.stem}.rank{rank}{run_path.suffix}")
+def refuse_uneven_teams(process: Process, team_size: int) -> None:
+    """Refuse processes that cannot hold models together, `team_size` of them one model.
+
+    Raises
+    ------
+    InputError
+        With how to start them.
+    """
+    if team_size < 1:
+        raise InputError(f"{team_size} processes cannot hold a model; give 1 or more to --tensor-parallel")
+    if process.is_alone and team_size > 1:
+        raise InputError(
+            f"a model in {team_size} processes needs that many; start with `torchrun --nproc-per-node {team_size} -m "
+            "sinkscope -- profile ...`"
+        )
+    if process.size % team_size:
+        raise InputError(
+            f"{process.size} processes cannot be split into teams of {team_size}; start a multiple of {team_size}, or "
+            "choose another --tensor-parallel"
+        )
+
+
+def share_path(run_path: Path, share: int) -> Path:
+    """The run file of one of several shares of a run: ``RUN.rank0.h5`` beside ``RUN.h5``."""
+    return run_path.with_name(f"{run_path.stem}.rank{share}{run_path.suffix}")
 
 
 def share_paths(run_path: Path) -> list[Path]:
@@ -82,6 +106,11 @@ def first_to_fail() -> bool:
         return store.add(f"sinkscope/failures/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", 1) == 1
     except (RuntimeError, ValueError, KeyError):  # Nobody there to ask, so nobody else may have said it.
         return True
+
+
+def team_file(run_path: Path, process: Process, team_size: int = 1) -> Path:
+    """The run file that the team of a process writes: `run_path` itself where there is one team."""
+    return run_path if process.size == team_size else share_path(run_path, process.rank // team_size)
 
 
 def share_devices(process: Process) -> None:

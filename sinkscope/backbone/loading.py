@@ -28,7 +28,9 @@ from transformers.utils import logging as transformers_logging
 
 from sinkscope.backbone.anatomy import Anatomy, find_anatomy
 from sinkscope.backbone.placement import offloaded_bytes, offloading, place, settle, to_offload
+from sinkscope.backbone.tensor_parallel import plan_options, refuse_split_heads
 from sinkscope.errors import InputError, SinkscopeError, UnsupportedModelError
+from sinkscope.processes import this_process
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -75,6 +77,7 @@ def load(
     device_map: Any = "auto",
     quantization: Any = None,
     trust_remote_code: bool = False,
+    tensor_parallel: int = 1,
 ) -> LoadedModel:
     """Load a model with its tokenizer or processor, and find its anatomy.
 
@@ -94,11 +97,15 @@ def load(
         Quantises the weights of a checkpoint that is not quantised. One that is needs no such config.
     trust_remote_code : bool
         Run code that the model's repository ships. Off by default.
+    tensor_parallel : int
+        So many of the processes that torchrun has started hold the model together, by transformers' tensor-parallel
+        plan, each on its own device; it must divide their number. All of them must call this, best inside of
+        `sinkscope.capture.ranks.joined`.
 
     Raises
     ------
     InputError
-        If the model cannot be found or read.
+        If the model cannot be found or read, or the processes cannot hold it together.
     UnsupportedModelError
         If it is not a decoder model.
     """
@@ -107,6 +114,7 @@ def load(
     options |= {"revision": revision} if revision else {}
     options |= {"trust_remote_code": trust_remote_code}
     chosen_dtype = _dtype(dtype, options)
+    in_parts = {} if tensor_parallel == 1 else plan_options(tensor_parallel, device_map, this_process())
     try:
         with quiet_transformers():
             config = AutoConfig.from_pretrained(source, **options)
@@ -121,10 +129,11 @@ def load(
             # transformers offloads neither quantised weights nor GGUF files.
             quantised = quantization is not None or getattr(config, "quantization_config", None) is not None
             stay = quantised or "gguf_file" in options
-            weights |= place(
+            weights |= in_parts or place(
                 device_map, lambda: 0 if stay else _weight_bytes(auto, config, chosen_dtype, trust_remote_code)
             )
             model, anatomy = _with_weights(auto, source, options | weights)
+            refuse_split_heads(model, anatomy, tensor_parallel)
     except SinkscopeError:
         raise
     except FAILURES as error:
@@ -250,6 +259,11 @@ def explain_failure(name: str, error: Exception) -> SinkscopeError:
         )
     if "Unrecognized configuration class" in whole or "Unrecognized model" in whole:
         return UnsupportedModelError(f"{name} is not a decoder language model that transformers can load: {sentence}")
+    if "has no `tp_plan`" in whole:
+        return UnsupportedModelError(
+            f"transformers {transformers.__version__} has no tensor-parallel plan for {name}, by which several "
+            "processes could hold it together; without, whole layers are spread over the devices of each process"
+        )
     if isinstance(error, ImportError):
         return InputError(f"{name} needs a package that is not installed: {text}")
     if isinstance(error, DAMAGED):

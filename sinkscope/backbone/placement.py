@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from sinkscope.backbone.memory import free_memory
+from sinkscope.backbone.tensor_parallel import whole
 from sinkscope.errors import UnsupportedModelError
 
 WHOLE_SHARE = 0.9
@@ -105,7 +106,7 @@ def offloaded_bytes(model: nn.Module) -> int:
 
 
 def parameter_values(model: nn.Module, name: str) -> Tensor:
-    """A parameter with its values, wherever they rest.
+    """A parameter with its values, wherever they rest; what several processes hold, all must ask for together.
 
     Raises
     ------
@@ -114,7 +115,7 @@ def parameter_values(model: nn.Module, name: str) -> Tensor:
     """
     parameter = model.get_parameter(name)
     if not parameter.is_meta:
-        return parameter
+        return whole(parameter)
     store: Mapping[str, Tensor] = next((view.dataset for view in _views(model)), {})
     if name not in store:
         raise UnsupportedModelError(f"{name} of {type(model).__name__} has no values; load the model with its weights")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sinkscope.backbone.anatomy import Anatomy, decoder_holders, decoder_layers
 from sinkscope.backbone.hooks import entering_states
 from sinkscope.backbone.running import FAILURES, failed_pass, forward
+from sinkscope.backbone.tensor_parallel import APART, Team, team_of
 from sinkscope.errors import SinkscopeError, UnsupportedModelError
 
 TRIAL_TOKENS = 19
@@ -87,8 +88,9 @@ def try_text(
     # The second text ends in its first token, which is hardly ever the last one.
     pair = torch.stack([ids, torch.cat([ids[:-1], ids[:1]])])
     failures: list[Exception] = []
+    team = team_of(model)
     for entry in _entries(model, anatomy, processor):
-        watch = _Watch(anatomy, (2, len(ids)))
+        watch = _Watch(anatomy, (2, len(ids)), team)
         try:
             with torch.no_grad(), watch.watching(model):
                 forward(entry.module, entry.complete({"input_ids": pair}), device)
@@ -132,9 +134,11 @@ def _picture_of_nothing(processor: Any) -> dict[str, Tensor] | None:
 class _Watch:
     """What the layers do in one pass over [batch, tokens]."""
 
-    def __init__(self, anatomy: Anatomy, shape: tuple[int, int]) -> None:
+    def __init__(self, anatomy: Anatomy, shape: tuple[int, int], team: Team) -> None:
         self._anatomy = anatomy
         self._shape = shape
+        self._team = team
+        self._last_token: dict[int, Tensor] = {}
         self._seen: set[int] = set()
         self._tokens_first = False
         self._moved = 0.0
@@ -158,6 +162,11 @@ class _Watch:
             raise UnsupportedModelError(
                 f"the layers of {kind} pass on [tokens, batch, width], not [batch, tokens, width]"
             )
+        if self._team.size > 1:
+            apart = self._team.spread(torch.stack(list(self._last_token.values())))
+            for layer, difference in zip(self._last_token, apart.tolist(), strict=True):
+                if difference > APART:
+                    raise self._in_parts(layer, f"it is another one in each, apart by {difference:.1%}")
 
     def _see(self, layer: int, state: Tensor) -> None:
         kind, (batch, tokens) = self._anatomy.model_type, self._shape
@@ -166,11 +175,17 @@ class _Watch:
                 f"the layers of {kind} run more than once in a pass, so the state entering a layer is not one state"
             )
         self._seen.add(layer)
+        if self._team.size > 1:
+            if hasattr(state, "full_tensor"):
+                raise self._in_parts(layer, "it is a DTensor")
+            self._last_token[layer] = state.detach()[0, -1].float()
         found = tuple(state.shape[:2])
         if found == (tokens, batch) != self._shape:
             self._tokens_first = True
             state = state.transpose(0, 1)
         elif found != self._shape:
+            if self._team.size > 1:
+                raise self._in_parts(layer, f"a process has {list(found)} of {[batch, tokens]} samples and tokens")
             several = found[0] == batch and found[1] % tokens == 0
             reason = "it keeps several residual streams" if several else "it adds or drops positions on the way"
             raise UnsupportedModelError(
@@ -181,6 +196,12 @@ class _Watch:
             before, after = state[0, :-1].float(), state[1, :-1].float()
             moved = (after - before).norm(dim=-1) / before.norm(dim=-1)
             self._moved = max(self._moved, float(moved.median()))
+
+    def _in_parts(self, layer: int, reason: str) -> UnsupportedModelError:
+        return UnsupportedModelError(
+            f"the tensor-parallel plan of {self._anatomy.model_type} does not leave the whole state entering layer "
+            f"{layer} to each of its {self._team.size} processes ({reason}); load it with tensor_parallel=1"
+        )
 
     def _streams(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """Layers that take several states and give as many back keep them side by side."""

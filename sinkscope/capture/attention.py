@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sinkscope.backbone.attention import AttentionCall
 from sinkscope.backbone.attention_weights import attention_weights
+from sinkscope.backbone.tensor_parallel import Team
 from sinkscope.errors import UnsupportedModelError
 
 CHUNK_BYTES = 2 * 2**20
@@ -37,10 +38,13 @@ class AttentionMeter:
     ----------
     num_layers : int
         L.
+    team : Team, optional
+        The processes that hold the model together, each with some of the heads. All of them measure the same batches.
     """
 
-    def __init__(self, num_layers: int) -> None:
+    def __init__(self, num_layers: int, team: Team | None = None) -> None:
         self.num_layers = num_layers
+        self.team = team or Team()
         self.layers_seen: set[int] = set()
 
     def begin(self, valid: NDArray[np.bool_]) -> None:
@@ -49,6 +53,7 @@ class AttentionMeter:
         self._later = np.maximum(valid.sum(axis=1, keepdims=True) - 1 - np.arange(valid.shape[1]), 0)
         self._drawn: dict[int, Tensor] = {}
         self._value_norm: dict[int, Tensor] = {}
+        self._heads: dict[int, tuple[int, int]] = {}
         self._visible: dict[int, tuple[Any, ...]] = {}
         self._expected: dict[tuple[Any, ...], Tensor] = {}
         self._causal: dict[tuple[Any, ...], bool] = {}
@@ -74,20 +79,25 @@ class AttentionMeter:
             self._expected[kind] = drawn_sum(uniform_call(call), valid, self._causal[kind])
         self._visible[call.layer] = kind
         self._drawn[call.layer] = drawn_sum(call, valid, self._causal[kind]) / call.query.shape[1]
+        self._heads[call.layer] = call.query.shape[1], call.value.shape[1]
         return call.base()
 
     def finish(self) -> DrawnAttention:
-        """The batch's measurements, on the host."""
+        """The batch's measurements over all heads, on the host; all processes of the team come here together."""
         layers, kinds = list(self._drawn), list(self._expected)
         shape = (*self._valid.shape, self.num_layers)
         drawn, expected, norms = (np.full(shape, np.nan, np.float32) for _ in range(3))
         if layers:
             visible = [kinds.index(self._visible[layer]) for layer in layers]
+            # By layer and kind of head: query heads draw, key-value heads have values.
+            own = _side_by_side([*self._drawn.values(), *(self._value_norm[layer] for layer in layers)])
+            counts = [float(self._heads[layer][kind]) for kind in (0, 1) for layer in layers]
+            means = self.team.mean(own, torch.tensor(counts, device=own.device)).cpu().numpy()
             with np.errstate(divide="ignore", invalid="ignore"):
-                drawn[..., layers] = _to_host([self._drawn[layer] for layer in layers]) / self._later[..., None]
-                sums = _to_host([self._expected[kind] for kind in kinds])
+                drawn[..., layers] = means[..., : len(layers)] / self._later[..., None]
+                sums = _side_by_side([self._expected[kind] for kind in kinds]).cpu().numpy()
                 expected[..., layers] = sums[..., visible] / self._later[..., None]
-            norms[..., layers] = _to_host([self._value_norm[layer] for layer in layers])
+            norms[..., layers] = means[..., len(layers) :]
         for array in (drawn, expected):
             array[self._later == 0] = np.nan
         self._drawn.clear()
@@ -95,12 +105,11 @@ class AttentionMeter:
         return DrawnAttention(drawn, expected, norms)
 
 
-def _to_host(tensors: list[Tensor]) -> NDArray[np.float32]:
-    """Tensors [B, T], float32 [B, T, n]: in one copy where they are on one device."""
+def _side_by_side(tensors: list[Tensor]) -> Tensor:
+    """Tensors [B, T] as one, float32 [B, T, n]: on their device, or the host where they are on several."""
     if len({tensor.device for tensor in tensors}) > 1:
         tensors = [tensor.cpu() for tensor in tensors]
-    stacked: NDArray[np.float32] = torch.stack(tensors, dim=-1).cpu().numpy()
-    return stacked
+    return torch.stack(tensors, dim=-1)
 
 
 def drawn_sum(call: AttentionCall, valid: Tensor, causal: bool) -> Tensor:

@@ -2,104 +2,47 @@
 
 ::
 
-    rank 0   plan ── share 0 ──> RUN.rank0.h5 ─┐
-    rank 1   plan ── share 1 ──> RUN.rank1.h5 ─┼─ all done ──> rank 0: RUN.h5
-    rank 2   plan ── share 2 ──> RUN.rank2.h5 ─┘
+    team 0   plan ── share 0 ──> RUN.rank0.h5 ─┐
+    team 1   plan ── share 1 ──> RUN.rank1.h5 ─┼─ all done ──> rank 0: RUN.h5
+    team 2   plan ── share 2 ──> RUN.rank2.h5 ─┘
 
-Every process makes the plan of the whole run, so nothing but small facts goes from one to another: over gloo, whatever
-the devices are. A process that is killed leaves its file; the next start with the same number of processes goes on with
-all of them.
+A team is one process, or those that hold one model together (`sinkscope.backbone.tensor_parallel`): they run the same
+passes, and the first of them writes. One team alone writes RUN.h5.
+
+Every process makes the plan of the whole run, so nothing but small facts goes from one to another here: over gloo,
+whatever the devices are. A process that is killed leaves its team's file; the next start with the same number of teams,
+of whatever size, goes on with all of them.
 """
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
 
 import torch.distributed as distributed
 
 from sinkscope.backbone.loading import LoadedModel
+from sinkscope.backbone.tensor_parallel import Team, team_of
+from sinkscope.backbone.trial import TextEntry
 from sinkscope.calibration import Sample
 from sinkscope.capture.batch_size import batch_tokens
+from sinkscope.capture.following import follow
 from sinkscope.capture.measuring import Progress, measure
 from sinkscope.capture.planning import CapturePlan
+from sinkscope.capture.ranks import ENDED, Ranks
 from sinkscope.capture.runner import evaluating, open_run, prepare
 from sinkscope.capture.runner import run as run_alone
 from sinkscope.capture.settings import CaptureSettings
 from sinkscope.capture.shares import share_of
 from sinkscope.errors import SinkscopeError, StoreError
-from sinkscope.processes import Process, share_path, share_paths, this_process
+from sinkscope.processes import share_path, share_paths
 from sinkscope.store.integrity import header_checksum
 from sinkscope.store.lock import WriterLock
 from sinkscope.store.merge import merge
 from sinkscope.store.reader import RunReader
 from sinkscope.store.structure import normalised
 from sinkscope.store.writer import refuse_difference
-
-Result = TypeVar("Result")
-
-PATIENCE = timedelta(days=365)
-"""How long a process waits for others, whose shares may take days; those that died are noticed at once."""
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """The processes of a run, and what they tell each other. Made by `joined`.
-
-    Attributes
-    ----------
-    process : Process
-        This one.
-    group : process group or None
-        None where it is alone.
-    """
-
-    process: Process
-    group: Any = None
-
-    def gather(self, value: Any) -> list[Any]:
-        """The values of all processes, by rank; waits for all of them.
-
-        Raises
-        ------
-        SinkscopeError
-            If another process has died.
-        """
-        if self.process.is_alone:
-            return [value]
-        values: list[Any] = [None] * self.process.size
-        try:
-            distributed.all_gather_object(values, value, group=self.group)
-        except RuntimeError as error:
-            raise SinkscopeError(
-                "another process of the run has ended; what all have measured is kept, start them again with --resume"
-            ) from error
-        return values
-
-    def from_first(self, function: Callable[[], Result]) -> Result:
-        """What `function` gives in the first process, in all of them; the others do not call it."""
-        result: Result = self.gather(function() if self.process.is_first else None)[0]
-        return result
-
-
-@contextlib.contextmanager
-def joined(process: Process | None = None) -> Iterator[Ranks]:
-    """The processes that torchrun has started, connected inside the block; just this one without torchrun."""
-    process = process or this_process()
-    if process.is_alone:
-        yield Ranks(process)
-        return
-    begun_here = not distributed.is_initialized()
-    if begun_here:
-        distributed.init_process_group("gloo", timeout=PATIENCE)
-    group = distributed.new_group(backend="gloo", timeout=PATIENCE)
-    try:
-        yield Ranks(process, group)
-    finally:
-        distributed.destroy_process_group(None if begun_here else group)
 
 
 def run(
@@ -121,35 +64,95 @@ def run(
     ----------
     ranks : Ranks, optional
         The processes; all of them must call this with the same arguments. The folder of `run_path` must be one for all.
-        `progress` is told about this process's share.
+        `progress` is told about this process's share, if it writes one.
 
     Raises
     ------
     SinkscopeError
-        If the processes do not agree in model and data, do not see the same folder, or one has died.
+        If the processes do not agree in model and data, or in who holds it, do not see the same folder, or one has
+        died.
     """
     path = Path(run_path)
     chosen = settings or CaptureSettings()
     if ranks is None or ranks.process.is_alone:
         _refuse_other_size(path, 1)
         return run_alone(loaded, samples, path, chosen, resume, progress, source=source)
-    rank, size = ranks.process.rank, ranks.process.size
+    team = team_of(loaded.model)
+    teams = _agreed(ranks.gather(team.ranks))
+    number, size = teams.index(team.ranks), len(teams)
     begun = next(iter([path] if path.exists() else share_paths(path)), None) if resume else None
     tokens = ranks.from_first(lambda: batch_tokens(loaded, chosen, begun))
     chosen = replace(chosen, batch_tokens=tokens)
     with evaluating(loaded.model):
         entry, plan = prepare(loaded, samples, chosen, source)
         _refuse_other_plans(ranks.gather(header_checksum(plan.run)))
+        work = _Work(loaded, entry, chosen, resume, progress, ranks, team)
+        if size == 1:
+            ranks.from_first(lambda: _refuse_other_size(path, 1))
+            work.measure(plan, path)
+            return path
         with _held(path, ranks):
             if ranks.from_first(lambda: _is_done(path, plan, size, resume)):
                 return path
-            share = share_of(plan, rank, size)
-            if share is not None:
-                with open_run(share_path(path, rank), share, resume) as writer:
-                    measure(loaded, entry, share, writer, chosen, progress)
-            written = ranks.gather(share is not None)
-        ranks.from_first(lambda: merge([share_path(path, other) for other in range(size) if written[other]], path))
+            work.measure(share_of(plan, number, size), share_path(path, number))
+        shares = [share_path(path, other) for other in range(min(size, len(plan.batches)))]
+        ranks.from_first(lambda: merge(shares, path))
     return path
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a process does on its team's share."""
+
+    loaded: LoadedModel
+    entry: TextEntry
+    settings: CaptureSettings
+    resume: bool
+    progress: Progress | None
+    ranks: Ranks
+    team: Team
+
+    def measure(self, share: CapturePlan | None, path: Path) -> None:
+        """Compute a share together with the rest of the team, whose first process writes it to `path`."""
+        first = self.team.ranks[0]
+        with contextlib.ExitStack() as stack:
+            writer = None
+            if share is not None and self.ranks.process.rank == first:
+                writer = stack.enter_context(open_run(path, share, self.resume))
+            samples_done = self.ranks.gather(None if writer is None else writer.samples_done)[first]
+            try:
+                if share is not None and writer is not None:
+                    measure(self.loaded, self.entry, share, writer, self.settings, self.progress)
+                elif share is not None:
+                    follow(self.loaded, self.entry, share, samples_done)
+            except SinkscopeError as error:
+                if self.team.size > 1 and _lost_another(error.__cause__):
+                    raise SinkscopeError(ENDED) from error
+                raise
+        # All of the writers are closed when this returns, in every process.
+        self.ranks.gather(None)
+
+
+def _agreed(teams: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """All teams, the first process's first, of what each process says about its own.
+
+    Raises
+    ------
+    SinkscopeError
+        If they do not fit together.
+    """
+    for rank, team in enumerate(teams):
+        if rank not in team or any(other >= len(teams) or teams[other] != team for other in team):
+            raise SinkscopeError(
+                f"process {rank} holds its model together with {list(team)}, which not all of these say of themselves; "
+                "load the model in all processes in the same way"
+            )
+    return list(dict.fromkeys(teams))
+
+
+def _lost_another(error: BaseException | None) -> bool:
+    """Whether a pass failed because another process of the team is no longer there."""
+    return isinstance(error, distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 @contextlib.contextmanager
@@ -180,7 +183,7 @@ def _is_done(path: Path, plan: CapturePlan, size: int, resume: bool) -> bool:
     Raises
     ------
     StoreError
-        If it is there and may not be used, or the files of single processes are of another number of them.
+        If it is there and may not be used, or the files of shares are of another number of them.
     """
     if path.exists():
         if not resume:
@@ -189,8 +192,8 @@ def _is_done(path: Path, plan: CapturePlan, size: int, resume: bool) -> bool:
             done, total = reader.progress
             if done < total:
                 raise StoreError(
-                    f"{path} is the unfinished run of one process; go on with it without torchrun, or choose another "
-                    "--run"
+                    f"{path} is the unfinished run of one process, or of one model in several; go on with it so, or "
+                    "choose another --run"
                 )
             refuse_difference(path, reader.plan, normalised(plan.run))
         return True
@@ -199,14 +202,14 @@ def _is_done(path: Path, plan: CapturePlan, size: int, resume: bool) -> bool:
 
 
 def _refuse_other_size(path: Path, size: int) -> None:
-    """Refuse to go on with the files of another number of processes, whose shares were others."""
+    """Refuse to go on with the files of another number of shares."""
     for found in [] if path.exists() else share_paths(path):
         with RunReader(found) as reader:
             ranks = reader.attributes.calibration.get("part", {}).get("ranks")
         if ranks != size:
             raise StoreError(
-                f"{found} is part of a run of {ranks} processes, not {size}; go on with as many, delete the files of "
-                "all ranks, or choose another --run"
+                f"{found} is one of {ranks} shares of a run, not of {size}; go on with as many processes, or models in "
+                "several, delete the files of all shares, or choose another --run"
             )
 
 

@@ -13,6 +13,7 @@ from sinkscope.backbone.attention import attention_tap
 from sinkscope.backbone.hooks import entering_states
 from sinkscope.backbone.loading import LoadedModel
 from sinkscope.backbone.running import FAILURES, failed_pass, forward
+from sinkscope.backbone.tensor_parallel import team_of
 from sinkscope.backbone.trial import TextEntry
 from sinkscope.capture.attention import AttentionMeter, DrawnAttention
 from sinkscope.capture.collected import CollectedBatch
@@ -46,17 +47,22 @@ def measure(
     collector = Collector(plan.run)
     collector.restore(writer.statistics())
     passes = Passes(loaded, entry, plan, collector)
-    before, done = 0, writer.samples_done
     with BackgroundWriter(writer, settings.commit_seconds) as background:
-        for batch in plan.batches:
-            before += len(batch)
-            if before <= done:
-                continue
+        for batch in batches_left(plan, writer.samples_done):
             parts = list(passes(batch))
             background.write(partial(all_rows, parts), collector.snapshot())
             if progress is not None:
                 progress(collector.count, len(plan.run.tokens))
         background.complete(collector.snapshot())
+
+
+def batches_left(plan: CapturePlan, samples_done: int) -> Iterator[tuple[int, ...]]:
+    """The batches of which a file with so many samples does not hold all."""
+    before = 0
+    for batch in plan.batches:
+        before += len(batch)
+        if before > samples_done:
+            yield batch
 
 
 def all_rows(parts: Sequence[RowsOf]) -> Iterator[SampleRows]:
@@ -88,7 +94,8 @@ class Passes:
         self.entry = entry
         self.plan = plan
         self.collector = collector
-        self.meter = AttentionMeter(loaded.anatomy.num_layers)
+        self.team = team_of(loaded.model)
+        self.meter = AttentionMeter(loaded.anatomy.num_layers, self.team)
         self.most: int | None = None
 
     def __call__(self, batch: tuple[int, ...]) -> Iterator[RowsOf]:
@@ -110,6 +117,13 @@ class Passes:
             if not is_out_of_memory(error):
                 raise
             self.collector.discard()
+            if self.team.size > 1:
+                # The others of the team wait inside of the pass for what this process will not compute.
+                raise SinkscopeError(
+                    f"out of memory in a batch of {positions} tokens, which processes that hold a model together "
+                    "cannot halve; give each model more processes (--tensor-parallel), load it with --dtype bfloat16, "
+                    "or give shorter texts or smaller pictures"
+                ) from error
             if len(batch) == 1:
                 raise SinkscopeError(
                     f"out of memory in one sample of {positions} tokens; load the model with --dtype bfloat16, use "

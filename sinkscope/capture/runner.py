@@ -13,10 +13,12 @@ from torch import nn
 from sinkscope.backbone.attention import attention_tap
 from sinkscope.backbone.loading import LoadedModel
 from sinkscope.backbone.running import FAILURES, failed_pass, forward
+from sinkscope.backbone.tensor_parallel import team_of
 from sinkscope.backbone.trial import TRIAL_TOKENS, TextEntry, try_text
 from sinkscope.calibration import Sample
 from sinkscope.capture.attention import AttentionMeter
 from sinkscope.capture.batch_size import batch_tokens
+from sinkscope.capture.budget import within_budget
 from sinkscope.capture.encode import encode_text, position_limit
 from sinkscope.capture.measuring import Progress, measure
 from sinkscope.capture.planning import CapturePlan, make_plan
@@ -26,8 +28,6 @@ from sinkscope.store.layout import (
     ATTENTION_MEASURED,
     ATTENTION_NOT_REQUESTED,
     ATTENTION_UNAVAILABLE,
-    RunPlan,
-    stored_bytes,
 )
 from sinkscope.store.writer import RunWriter
 
@@ -68,7 +68,8 @@ def run(
     Raises
     ------
     InputError
-        If samples cannot be encoded, or the run file would be larger than the settings allow.
+        If samples cannot be encoded, the run file would be larger than the settings allow, or the model is held by
+        several processes together.
     StoreError
         If the file exists without `resume`, is damaged, locked, or belongs to another run.
     NonFiniteActivationError
@@ -78,6 +79,11 @@ def run(
     SinkscopeError
         If the device runs out of memory.
     """
+    if (team := team_of(loaded.model)).size > 1:
+        raise InputError(
+            f"{loaded.model_id} is held by {team.size} processes together, so they must be told of each other; give "
+            "ranks=, from `with sinkscope.capture.ranks.joined() as ranks`"
+        )
     path = Path(run_path)
     settings = settings or CaptureSettings()
     settings = replace(settings, batch_tokens=batch_tokens(loaded, settings, path if resume else None))
@@ -104,33 +110,10 @@ def prepare(
     loaded: LoadedModel, samples: Sequence[Sample], settings: CaptureSettings, source: str
 ) -> tuple[TextEntry, CapturePlan]:
     """How the model is run on texts, and the plan of the whole run; raises as `run` does."""
-    if (getattr(loaded.model, "tp_size", None) or 1) > 1:
-        raise UnsupportedModelError(
-            f"{loaded.model_id} is loaded with a tensor-parallel plan, so that no process holds whole weights and all "
-            'heads; load it with device_map="auto", which spreads whole layers'
-        )
     entry = text_entry(loaded, samples)
     attention = attention_access(loaded, samples, entry) if settings.attention else ATTENTION_NOT_REQUESTED
     plan = make_plan(loaded, samples, settings, attention, source)
-    check_store(plan.run, settings)
-    return entry, plan
-
-
-def check_store(plan: RunPlan, settings: CaptureSettings) -> None:
-    """Refuse a run whose file would be larger than `max_store`.
-
-    Raises
-    ------
-    InputError
-        With the bytes that it would take, and what to lower.
-    """
-    needed, limit = stored_bytes(plan), settings.max_store
-    if limit is not None and needed > limit:
-        keep = f", or keep less than --keep {settings.keep} does" if settings.keep in ("topk", "all") else ""
-        raise InputError(
-            f"the run file would take {needed:,} bytes, and --max-store allows {limit:,}; give fewer --tokens than "
-            f"{len(plan.tokens):,}{keep}"
-        )
+    return entry, replace(plan, run=within_budget(plan.run, settings))
 
 
 def open_run(path: Path, plan: CapturePlan, resume: bool) -> RunWriter:

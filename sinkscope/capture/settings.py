@@ -45,7 +45,8 @@ class CaptureSettings:
     sampled_tokens : int
         About how many tokens a seeded choice has.
     max_store : int, optional
-        A run file of more bytes is refused before it is begun.
+        Bytes of the run file at most: fewer hidden states are kept where they would not fit, and a file that would be
+        too large without any is refused before it is begun.
     attention : bool
         Measure the attention that tokens draw, where the model gives access to it.
     attention_texts, attention_images : int

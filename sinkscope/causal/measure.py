@@ -20,6 +20,7 @@ from sinkscope.backbone.attention import attention_tap
 from sinkscope.backbone.hooks import StateCallback, edited_state, entering_states
 from sinkscope.backbone.loading import LoadedModel
 from sinkscope.backbone.running import FAILURES, input_device, model_dtype
+from sinkscope.backbone.tensor_parallel import team_of
 from sinkscope.capture.attention import AttentionMeter
 from sinkscope.capture.encode import KIND_TEXT, EncodedSample, model_inputs
 from sinkscope.causal.design import NO_EDIT, Edit
@@ -73,6 +74,7 @@ class Probe:
 
     def __init__(self, loaded: LoadedModel, attention: bool, settings: CausalSettings) -> None:
         self.loaded, self.attention, self.settings = loaded, attention, settings
+        self.team = team_of(loaded.model)
         self.together: bool | None = None
         """Whether many edits can go through the model at once; None until it has been tried."""
 
@@ -144,7 +146,7 @@ class Probe:
     def _pass(self, sample: Prepared, batch: int, first: int) -> Reading:
         """One forward pass in which `batch` samples enter layer `first`; attention is measured from there on."""
         model, anatomy = self.loaded.model, self.loaded.anatomy
-        meter = AttentionMeter(anatomy.num_layers)
+        meter = AttentionMeter(anatomy.num_layers, self.team)
         with contextlib.ExitStack() as stack:
             if self.attention:
                 meter.begin(np.ones((batch, len(sample)), bool))

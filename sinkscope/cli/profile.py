@@ -1,5 +1,6 @@
 """``sinkscope profile``: from a model to its profile."""
 
+import contextlib
 from pathlib import Path
 
 import click
@@ -20,7 +21,8 @@ from sinkscope.cli.output import (
 from sinkscope.cli.pictures import check_drawing, draw_run
 from sinkscope.cli.places import bytes_on_disk, check_writable, make_folder, short_name
 from sinkscope.errors import InputError, NonFiniteActivationError, UnsupportedModelError
-from sinkscope.processes import share_devices, share_path, this_process
+from sinkscope.processes import refuse_uneven_teams, share_devices, team_file, this_process
+from sinkscope.store.lock import last_writer
 
 EXAMPLES = """\b
 Examples:
@@ -29,6 +31,7 @@ Examples:
   sinkscope profile ./model.gguf --texts my-corpus.txt --samples 64
   sinkscope profile ./my-model --dataset HuggingFaceFW/fineweb:sample-10BT --tokens 200000 --chat-template
   sinkscope profile ./my-lmm --images photos/ --run my-lmm.run.h5 --resume --events events.jsonl
+  torchrun --nproc-per-node 4 -m sinkscope -- profile ./my-model --tensor-parallel 2
 """
 
 
@@ -81,7 +84,12 @@ Examples:
     help="Whose hidden states the run file keeps: of a seeded choice of tokens; also of every sample's tokens with the "
     "highest peaks; of all tokens; of none, which leaves no profile to be made.",
 )
-@click.option("--max-store", metavar="SIZE", type=ByteSize(), help="Refuse a larger run file, such as 2GB, at once.")
+@click.option(
+    "--max-store",
+    metavar="SIZE",
+    type=ByteSize(),
+    help="Most bytes of the run file, such as 2GB: fewer hidden states are kept where they would not fit.",
+)
 @click.option(
     "--compress",
     type=click.Choice(["blosc2", "gzip"]),
@@ -95,6 +103,15 @@ Examples:
 @click.option("--name", metavar="NAME", help="Name of the profile; default: made from MODEL.")
 @click.option(
     "--events", metavar="FILE|-", help="Append progress, errors and the end as JSON lines to this file; -: to stderr."
+)
+@click.option(
+    "--tensor-parallel",
+    metavar="N",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Under torchrun: so many processes hold one model together, each on its own device; the others hold further "
+    "ones, which share the data.",
 )
 @click.option("--plots", metavar="DIR", type=click.Path(path_type=Path), help="Draw the pictures into this folder.")
 @model_options
@@ -120,6 +137,7 @@ def command(
     seed: int,
     name: str | None,
     events: str | None,
+    tensor_parallel: int,
     plots: Path | None,
     device: str,
     dtype: str,
@@ -135,6 +153,8 @@ def command(
     """
     if events is not None:
         session.events = EventLog(events)
+    process = this_process()
+    refuse_uneven_teams(process, tensor_parallel)
     stem = short_name(model)
     output = output or Path(f"{stem}.profile.json")
     run = run or Path(f"{stem}.run.h5")
@@ -144,12 +164,13 @@ def command(
         if path is not None and not path.exists():
             raise InputError(f"there is nothing at {path}; check {option}")
     if run.exists() and not resume:
-        raise InputError(f"{run} exists already; go on with it: --resume, or keep it and choose another: --run")
+        owner = last_writer(run)
+        busy = f" and is being written (process {owner.process})" if owner is not None and owner.alive else ""
+        raise InputError(f"{run} exists already{busy}; go on with it: --resume, or keep it and choose another: --run")
     if plots is not None:
         make_folder(plots, "--plots")
         check_drawing()
-    process = this_process()
-    mine = session.run = run if process.is_alone else share_path(run, process.rank)
+    mine = session.run = team_file(run, process, tensor_parallel)
     if session.events is not None:
         session.events.started(
             sinkscope=__version__, model=model, run=str(run), profile=str(output), resumed=mine.exists()
@@ -162,43 +183,50 @@ def command(
         with bar.waiting("reading the calibration data"):
             calibration = gather(texts, images, dataset, samples=samples, tokens=tokens, seed=seed)
 
-    with quiet_stdout(), quiet_libraries(), ProgressBar(session.events) as bar:
-        from sinkscope.capture.distributed import joined
+    with quiet_stdout(), quiet_libraries(), ProgressBar(session.events) as bar, contextlib.ExitStack() as stack:
+        from sinkscope.capture.ranks import joined
         from sinkscope.pipeline import load, profile_model
         from sinkscope.report import profile_summary
 
-        if device in ("auto", "cuda"):
+        if device in ("auto", "cuda") and tensor_parallel == 1:
             share_devices(process)
+        ranks = stack.enter_context(joined(process))
         with bar.waiting(f"loading {model}"):
-            loaded = load(model, revision=revision, dtype=dtype, device_map=device, trust_remote_code=trust_remote_code)
+            loaded = load(
+                model,
+                revision=revision,
+                dtype=dtype,
+                device_map=device,
+                trust_remote_code=trust_remote_code,
+                tensor_parallel=tensor_parallel,
+            )
         if loaded.note and process.is_first:
             note(loaded.note)
         made_here = not mine.exists()
         try:
-            with joined(process) as ranks:
-                profile = profile_model(
-                    loaded,
-                    calibration=calibration,
-                    samples=samples,
-                    tokens=tokens,
-                    chat_template=chat_template,
-                    run=run,
-                    resume=resume,
-                    keep=keep,
-                    max_store=max_store,
-                    compress=compress,
-                    attention=not no_attention,
-                    seed=seed,
-                    name=name,
-                    progress=bar.stage(
-                        "capture",
-                        "tokens",
-                        lambda: {"layers": loaded.anatomy.num_layers, "bytes": bytes_on_disk(mine)},
-                    ),
-                    causal=causal,
-                    causal_progress=bar.stage("causal check", "edits"),
-                    ranks=ranks,
-                )
+            profile = profile_model(
+                loaded,
+                calibration=calibration,
+                samples=samples,
+                tokens=tokens,
+                chat_template=chat_template,
+                run=run,
+                resume=resume,
+                keep=keep,
+                max_store=max_store,
+                compress=compress,
+                attention=not no_attention,
+                seed=seed,
+                name=name,
+                progress=bar.stage(
+                    "capture",
+                    "tokens",
+                    lambda: {"layers": loaded.anatomy.num_layers, "bytes": bytes_on_disk(mine)},
+                ),
+                causal=causal,
+                causal_progress=bar.stage("causal check", "edits"),
+                ranks=ranks,
+            )
         except (NonFiniteActivationError, UnsupportedModelError):
             # A run that can never be finished is of no use to --resume.
             if made_here:

@@ -61,7 +61,11 @@ class Checkpoint:
         Its structure, on the meta device.
     label : str
         What messages call the checkpoint.
+    in_order : bool
+        Whether its tensors must be read one after another, not side by side.
     """
+
+    in_order = False
 
     def __init__(
         self,

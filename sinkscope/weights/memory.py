@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sinkscope.backbone.placement import dense, parameter_values
+from sinkscope.backbone.tensor_parallel import team_of
 from sinkscope.errors import UnsupportedModelError
 from sinkscope.weights.checkpoint import Stored
 
@@ -16,12 +17,18 @@ class LoadedParameters:
     Parameters
     ----------
     model : nn.Module
-        A transformers model, on any device, or on disk in part.
+        A transformers model, on any device, on disk in part, or held by several processes, which all read it then.
+
+    Attributes
+    ----------
+    in_order : bool
+        Whether parameters must be read one after another: several processes put each of them together.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._parameters = dict(model.named_parameters(remove_duplicate=False))
+        self.in_order = team_of(model).size > 1
         self.bytes_read = 0
 
     def skeleton(self) -> nn.Module:

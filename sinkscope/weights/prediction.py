@@ -202,7 +202,8 @@ def _read_scores(
     total, done = sum(stored.nbytes for _, stored in jobs), 0
     scores: dict[str, dict[int, LayerScores]] = {"mlp": {}, "attention": {}}
     largest = max(4 * prod(stored.shape) for _, stored in jobs)
-    with _one_torch_thread(), ThreadPoolExecutor(min(max(MEMORY // largest, 1), 3)) as workers:
+    side_by_side = 1 if checkpoint.in_order else min(max(MEMORY // largest, 1), 3)
+    with _one_torch_thread(), ThreadPoolExecutor(side_by_side) as workers:
         for (writer, stored), found in zip(jobs, workers.map(look, jobs), strict=True):
             for row_scores in found:
                 layer = scores[writer.kind].get(writer.layer)

@@ -23,7 +23,7 @@ from sinkscope.capture.runner import run
 from sinkscope.capture.settings import CaptureSettings
 from sinkscope.discovery import discover
 from sinkscope.errors import InputError, NonFiniteActivationError, SinkscopeError, StoreError
-from sinkscope.store.layout import STATISTICS_FIELDS
+from sinkscope.store.layout import STATISTICS_FIELDS, file_bytes
 from sinkscope.store.reader import RunReader
 
 ROOT = Path(__file__).parents[2]
@@ -299,16 +299,38 @@ def test_what_is_kept(llama: LoadedModel, whole: Path, tmp_path: Path, keep: str
         assert discover(path).to_json() == discover(whole).to_json()
 
 
-def test_a_run_file_over_budget_is_refused_before_the_model_runs(llama: LoadedModel, tmp_path: Path) -> None:
+def test_a_run_file_stays_within_its_budget(llama: LoadedModel, tmp_path: Path) -> None:
     settings = replace(SETTINGS, keep="all", attention=False)
-    size = run(llama, SAMPLES, tmp_path / "fits.h5", settings).stat().st_size
-    run(llama, SAMPLES, tmp_path / "run.h5", replace(settings, max_store=size))
+    whole = run(llama, SAMPLES, tmp_path / "whole.h5", settings)
+    with RunReader(whole) as reader:
+        states = len(reader.plan.sampled_tokens)
+        without = file_bytes(replace(reader.plan, sampled_tokens=reader.plan.sampled_tokens[:0]))
+    assert whole.stat().st_size <= file_bytes(reader.plan) < whole.stat().st_size + 2**16
+    each = (file_bytes(reader.plan) - without) / states
+    for number, part in enumerate((0.3, 0.6, 0.9)):
+        limit = int(without + part * states * each)
+        path = run(llama, SAMPLES, tmp_path / f"{number}.h5", replace(settings, max_store=limit))
+        assert path.stat().st_size <= limit
+        with RunReader(path) as cut, RunReader(whole) as reader:
+            kept = cut.plan.sampled_tokens
+            assert 0.9 * part * states - 5 < len(kept) <= part * states
+            np.testing.assert_array_equal(
+                cut.sampled(1, every=True)[1],
+                reader.sampled(1, every=True)[1][np.isin(reader.plan.sampled_tokens, kept)],
+            )
+            told = cut.attributes.settings
+            assert (told["keep"], told["sampled_tokens"]) == ("sample", len(kept)) or "kept_states" in told
+        with pytest.raises(StoreError, match=r"settings\.(kept_states|sampled_tokens|keep) "):
+            run(llama, SAMPLES, path, settings, resume=True)
+        run(llama, SAMPLES, path, replace(settings, max_store=limit), resume=True)
+
+
+def test_a_run_file_that_cannot_fit_is_refused_before_the_model_runs(llama: LoadedModel, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, keep="all", attention=False)
     with pytest.raises(
-        InputError, match=r"would take [\d,]+ bytes, and --max-store allows 50,000; give fewer --tokens .* --keep all"
+        InputError, match=r"would take [\d,]+ bytes, and --max-store allows 50,000; give fewer --tokens"
     ):
         run(llama, SAMPLES, tmp_path / "other.h5", replace(settings, max_store=50_000))
-    assert not (tmp_path / "other.h5").exists()
-    with pytest.raises(StoreError, match=r"settings\.keep 'all', not 'sample'"):
-        run(llama, SAMPLES, tmp_path / "run.h5", replace(settings, keep="sample"), resume=True)
+    assert not list(tmp_path.iterdir())
     with pytest.raises(InputError, match="keep is 'some'"):
         replace(settings, keep="some")

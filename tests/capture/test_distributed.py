@@ -1,10 +1,8 @@
 """Several processes: shares of the plan, ranks that are killed, and the file and profile of one process alone."""
 
 import json
-import multiprocessing
 import os
 import signal
-import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,17 +12,18 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-import torch
+import several_processes
 from capture_models import make_llama
 from test_capture_runner import SAMPLES, SETTINGS
 
 from sinkscope.backbone.loading import LoadedModel
-from sinkscope.capture.distributed import Ranks, joined, run
+from sinkscope.capture.distributed import run
 from sinkscope.capture.planning import make_plan
+from sinkscope.capture.ranks import Ranks, joined
 from sinkscope.capture.shares import deal, share_of
 from sinkscope.cli.main import run as command
 from sinkscope.discovery import discover
-from sinkscope.errors import SinkscopeError, StoreError
+from sinkscope.errors import StoreError
 from sinkscope.processes import device_share, share_path, this_process
 from sinkscope.store.layout import ATTENTION_MEASURED
 from sinkscope.store.merge import merge
@@ -34,11 +33,8 @@ ROOT = Path(__file__).parents[2]
 SMALL = replace(SETTINGS, batch_tokens=128)
 
 
-def rank_main(rank: int, size: int, port: int, path: Path, resume: bool, killed: int | None) -> None:
-    """One process of a run; `killed` kills itself in the middle of its share. What goes wrong goes into a file."""
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(size)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
+def work(rank: int, path: Path, resume: bool, killed: int | None) -> dict[str, Any]:
+    """One process of a run; `killed` kills itself in the middle of its share."""
     seen: list[int] = []
 
     def progress(done: int, total: int) -> None:
@@ -46,35 +42,15 @@ def rank_main(rank: int, size: int, port: int, path: Path, resume: bool, killed:
         if rank == killed and done > total // 2:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    try:
-        with joined() as ranks:
-            run(make_llama(), SAMPLES, path, SMALL, resume, progress, source="tests", ranks=ranks)
-            verdict = ranks.from_first(lambda: discover(path).verdict)
-        outcome: dict[str, Any] = {"seen": seen, "verdict": verdict}
-    except SinkscopeError as error:
-        outcome = {"error": str(error)}
-    (path.parent / f"outcome{rank}.json").write_text(json.dumps(outcome))
+    with joined() as ranks:
+        run(make_llama(), SAMPLES, path, SMALL, resume, progress, source="tests", ranks=ranks)
+        verdict = ranks.from_first(lambda: discover(path).verdict)
+    return {"seen": seen, "verdict": verdict}
 
 
 def start(size: int, path: Path, resume: bool = False, killed: int | None = None) -> list[dict[str, Any]]:
     """Run all ranks to their ends; what each reports, nothing where it was killed."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["sinkscope.capture.distributed", "capture_models", "test_capture_runner"])
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    children = [
-        context.Process(target=rank_main, args=(rank, size, port, path, resume, killed)) for rank in range(size)
-    ]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join()
-    reports = [path.parent / f"outcome{rank}.json" for rank in range(size)]
-    outcomes = [json.loads(report.read_text()) if report.exists() else {} for report in reports]
-    for report in reports:
-        report.unlink(missing_ok=True)
-    return outcomes
+    return several_processes.start(size, path.parent, work, path, resume, killed)
 
 
 def contents(path: Path) -> dict[str, Any]:
@@ -126,8 +102,8 @@ def test_ranks_of_which_one_is_killed_and_resumed_are_one_process_alone(alone: P
         assert 0 < done < total
     if size == 3:
         refused = start(2, path, resume=True)
-        assert "rank0.h5 is part of a run of 3 processes, not 2" in refused[0]["error"]
-        with pytest.raises(StoreError, match=r"rank0\.h5 is part of a run of 3 processes, not 1; go on with as many"):
+        assert "rank0.h5 is one of 3 shares of a run, not of 2; go on with as many" in refused[0]["error"]
+        with pytest.raises(StoreError, match=r"rank0\.h5 is one of 3 shares of a run, not of 1; go on with as many"):
             run(make_llama(), SAMPLES, path, SMALL, resume=True, source="tests")
     outcomes = start(size, path, resume=True)
     verdicts = {outcome["verdict"] for outcome in outcomes}
