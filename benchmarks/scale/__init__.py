@@ -1,0 +1,1 @@
+"""What profiling costs as tokens, layers, width and processes grow: measured slopes, and what follows at scale."""
