@@ -1,6 +1,6 @@
 """What profiling costs, side by side in one run: the plain model, sinkscope, and what people do today.
 
-    python -m benchmarks.profile [--subjects demo mid] [--parts time memory disk chunks] [--repeats N]
+    python -m benchmarks.profile [--subjects demo mid] [--parts time memory disk chunks] [--repeats N] [--texts N]
     python -m benchmarks.profile --subjects 7b --device cuda --parts time
 
 Passes of all forms over the embedded texts take turns, so that a machine that slows down slows all; a figure is the
@@ -25,6 +25,7 @@ from benchmarks.profile.forms import FORMS, plain, store, timed
 from benchmarks.profile.memory import extra
 from benchmarks.profile.subjects import SUBJECTS, load, prepared, texts
 from benchmarks.timing import by_turns
+from sinkscope.capture.planning import spread
 from sinkscope.capture.runner import run
 from sinkscope.capture.settings import CaptureSettings
 
@@ -33,15 +34,16 @@ PARTS = ("time", "memory", "disk", "chunks")
 FLAT = (10_000, 100_000, 1_000_000)
 
 
-def times(name: str, device: str, repeats: int) -> dict[str, Any]:
+def times(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """All forms on a subject; and, apart, a run that also measures attention, on batches of its own."""
-    loaded = load(name, device)
-    subject = prepared(loaded, texts(), attention=False)
+    loaded, samples = load(name, options.device), spread(texts(), options.texts)
+    subject = prepared(loaded, samples, attention=False)
     found = {"tokens": len(subject.plan.run.tokens), "batches": len(subject.inputs)}
-    found |= by_turns({form: timed(subject, work) for form, work in FORMS.items()}, repeats)
-    attended = prepared(loaded, texts())
-    forms = {"plain": timed(attended, plain), "with attention of 48 samples": timed(attended, store)}
-    return found | {form: entry for form, entry in by_turns(forms, repeats).items() if form != "plain_seconds"}
+    found |= by_turns({form: timed(subject, work) for form, work in FORMS.items()}, options.repeats)
+    attended = prepared(loaded, samples)
+    of = f"with attention of {len(attended.plan.attended)} texts"
+    forms = {"plain": timed(attended, plain), of: timed(attended, store)}
+    return found | {form: entry for form, entry in by_turns(forms, options.repeats).items() if form != "plain_seconds"}
 
 
 def chunks(folder: str) -> list[dict[str, Any]]:
@@ -57,6 +59,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--texts", type=int, help="so many of the embedded texts for the times")
     options = parser.parse_args()
     if options.device == "cpu":
         torch.set_num_threads(1)
@@ -71,7 +74,7 @@ def main() -> None:
         "transformers": transformers.__version__,
     }
     works = {
-        **{f"time, {name}": partial(times, name, options.device, options.repeats) for name in options.subjects},
+        **{f"time, {name}": partial(times, name, options) for name in options.subjects},
         **{f"memory, {name}": partial(extra, name, None) for name in options.subjects},
         **{f"memory, {count} tokens": partial(extra, "tiny", count) for count in FLAT},
     }
