@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -42,5 +42,42 @@ def by_turns(forms: Mapping[str, Callable[[], float]], repeats: int) -> dict[str
             "most": max(ratios),
             "fastest_to_fastest": min(times[form]) / min(plain),
             "median_seconds": statistics.median(times[form]),
+        }
+    return result
+
+
+def steps_by_turns(device: str, forms: Mapping[str, Callable[[], Iterator[None]]], repeats: int) -> dict[str, Any]:
+    """As `by_turns`, for forms that go step by step and take turns after each, so that less can change in between.
+
+    A form is timed from its beginning to its end, with what it does before the first step and after the last. Its ratio
+    is that of the sums of the steps' medians over the repeats.
+    """
+    times: dict[str, list[list[float]]] = {form: [] for form in forms}
+    for turn in range(repeats + 1):
+        going = {form: begin() for form, begin in forms.items()}
+        found: dict[str, list[float]] = {form: [] for form in forms}
+        while going:
+            for form, steps in list(going.items()):
+                over: list[bool] = []
+                found[form].append(seconds(device, lambda: over.append(next(steps, True) is True)))  # noqa: B023
+                if over[0]:
+                    del going[form]
+        if turn:
+            for form, taken in found.items():
+                times[form].append(taken)
+
+    def total(form: str, of_repeats: Callable[[list[float]], float]) -> float:
+        return sum(of_repeats(list(step)) for step in zip(*times[form], strict=True))
+
+    plain = next(iter(forms))
+    result: dict[str, Any] = {"plain_seconds": total(plain, statistics.median)}
+    for form in tuple(forms)[1:]:
+        ratios = [sum(own) / sum(beside) for own, beside in zip(times[form], times[plain], strict=True)]
+        result[form] = {
+            "ratio": total(form, statistics.median) / total(plain, statistics.median),
+            "least": min(ratios),
+            "most": max(ratios),
+            "fastest_to_fastest": total(form, min) / total(plain, min),
+            "median_seconds": total(form, statistics.median),
         }
     return result

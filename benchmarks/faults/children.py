@@ -170,6 +170,8 @@ def _serve(
     """The child: the command's `main`, as in a process that was just started. Never returns."""
     code = 99
     try:
+        # PyTorch makes its thread pool anew after a fork, and fails where several threads are the first to ask for it.
+        torch.set_num_threads(1)
         for number, path in enumerate(outputs, start=1):
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
         sys.stdout = io.TextIOWrapper(io.FileIO(1, "w", closefd=False), "utf-8", "strict")

@@ -3,10 +3,10 @@
     python -m benchmarks.profile [--subjects demo mid] [--parts time memory disk chunks] [--repeats N] [--texts N]
     python -m benchmarks.profile --subjects 7b --device cuda --parts time
 
-Passes of all forms over the embedded texts take turns, so that a machine that slows down slows all; a figure is the
-median of the ratios to the plain pass beside it. On the CPU times are those of the process on one thread, all its other
-threads included, which work of others disturbs least. Every run starts with empty accumulators, which is its most
-expensive moment. Writes `results/profile.json`, or `results/profile-DEVICE.json`.
+All forms go through the embedded texts and take turns after each batch, so that a machine that slows down slows all. On
+the CPU times are those of the process on one thread, all its other threads included, which work of others disturbs
+least. Every run starts with empty accumulators, which is its most expensive moment. Writes `results/profile.json`, or
+`results/profile-DEVICE.json`.
 """
 
 import argparse
@@ -21,10 +21,9 @@ import torch
 import transformers
 
 from benchmarks.profile.disk import chunk_shapes, keep_all
-from benchmarks.profile.forms import FORMS, plain, store, timed
+from benchmarks.profile.forms import FORMS, compared, plain, store
 from benchmarks.profile.memory import extra
 from benchmarks.profile.subjects import SUBJECTS, load, prepared, texts
-from benchmarks.timing import by_turns
 from sinkscope.capture.planning import spread
 from sinkscope.capture.runner import run
 from sinkscope.capture.settings import CaptureSettings
@@ -39,11 +38,10 @@ def times(name: str, options: argparse.Namespace) -> dict[str, Any]:
     loaded, samples = load(name, options.device), spread(texts(), options.texts)
     subject = prepared(loaded, samples, attention=False)
     found = {"tokens": len(subject.plan.run.tokens), "batches": len(subject.inputs)}
-    found |= by_turns({form: timed(subject, work) for form, work in FORMS.items()}, options.repeats)
+    found |= compared(subject, FORMS, options.repeats)
     attended = prepared(loaded, samples)
     of = f"with attention of {len(attended.plan.attended)} texts"
-    forms = {"plain": timed(attended, plain), of: timed(attended, store)}
-    return found | {form: entry for form, entry in by_turns(forms, options.repeats).items() if form != "plain_seconds"}
+    return found | {of: compared(attended, {"plain": plain, of: store}, options.repeats)[of]}
 
 
 def chunks(folder: str) -> list[dict[str, Any]]:

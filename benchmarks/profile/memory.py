@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,9 @@ def print_peak(form: str, name: str, tokens: int | None) -> None:
         for batch in make_batches(encoded, frozenset(), CaptureSettings()):
             forward(loaded.model, model_inputs(loaded, [encoded[sample] for sample in batch])[0])
 
-    work: Callable[[], None] = alone if form == "plain" else lambda: store(prepared(loaded, samples, attention=False))
+    work: Callable[[], None] = (
+        alone if form == "plain" else lambda: deque(store(prepared(loaded, samples, attention=False)), 0)
+    )
     # The highest mark begins anew, so that loading does not count (Linux).
     Path("/proc/self/clear_refs").write_text("5")
     with torch.inference_mode():

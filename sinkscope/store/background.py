@@ -68,6 +68,10 @@ class BackgroundWriter:
     def complete(self, statistics: Callable[[], Statistics]) -> None:
         """Wait until all is written, commit it, and mark the run complete."""
         self._put(lambda: self._writer.complete(statistics()))
+        self.wait()
+
+    def wait(self) -> None:
+        """Wait until all that was handed over is written."""
         self._jobs.join()
         self._raise()
 

@@ -63,6 +63,15 @@ def last_writer(path: Path) -> LastWriter | None:
     return replace(owner, alive=True)
 
 
+def _owner(descriptor: int) -> str:
+    """Whose a lock is that was just seen to be held, for a message; it says so a moment after it was taken."""
+    for _ in range(50):
+        if told := os.pread(descriptor, 32, 0).decode("ascii", "replace").split():
+            return f" (process {told[0]})"
+        time.sleep(0.01)
+    return ""
+
+
 class WriterLock:
     """Holds ``RUN.h5.lock`` with flock while a writer is open.
 
@@ -94,10 +103,10 @@ class WriterLock:
             if fcntl is not None:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            owner = os.pread(descriptor, 32, 0).decode("ascii", "replace").split()[:1] or ["unknown"]
+            owner = _owner(descriptor)
             os.close(descriptor)
             raise StoreError(
-                f"{path} is being written by another run (process {owner[0]}); wait for it or choose another --run"
+                f"{path} is being written by another run{owner}; wait for it or choose another --run"
             ) from error
         # The file may have been unlinked by its last owner between open and flock: then this lock guards nothing.
         try:
