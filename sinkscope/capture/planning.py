@@ -4,7 +4,7 @@ import hashlib
 import importlib.metadata
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -77,10 +77,16 @@ def make_plan(
         np.repeat(np.arange(len(encoded), dtype=np.int32), lengths),
         np.concatenate([sample.kinds for sample in encoded]),
     )
+    # The samples' own arrays are given up for parts of the table, so that tokens are in memory once.
+    edges = np.cumsum(lengths)
+    encoded = [
+        replace(sample, ids=tokens.id[stop - len(sample) : stop], kinds=tokens.kind[stop - len(sample) : stop])
+        for sample, stop in zip(encoded, edges.tolist(), strict=True)
+    ]
     fingerprints = np.array([sample.fingerprint() for sample in encoded], np.uint64)
     attended = choose_attended(encoded, fingerprints, settings) if attention == ATTENTION_MEASURED else frozenset()
     batches = make_batches(encoded, attended, settings)
-    counts = np.bincount(tokens.kind, minlength=len(KIND_NAMES))
+    counts = [int((tokens.kind == kind).sum()) for kind in range(len(KIND_NAMES))]
     attributes = RunAttributes(
         model_id=loaded.model_id,
         revision=loaded.revision,
@@ -102,7 +108,7 @@ def make_plan(
             ),
             "samples": len(encoded),
             "tokens": len(tokens),
-            "kinds": dict(zip(KIND_NAMES, counts.tolist(), strict=True)),
+            "kinds": dict(zip(KIND_NAMES, counts, strict=True)),
             "source": source,
             "chat_template": settings.chat_template,
             "max_length": settings.max_length,

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
 
-# Of PyTorch; and of Python, whose threads take memory of their own.
-MEMORY_WORDS = ("allocate memory", "can't start new thread")
+# Of PyTorch; of Python, whose threads take memory of their own; and of extensions that do not tell why they failed.
+MEMORY_WORDS = ("allocate memory", "can't start new thread", "without exception set")
 MEMORY_ADVICE = "out of memory; load the model with --dtype bfloat16, or choose another --device"
 
 COMMANDS = {
@@ -212,7 +212,7 @@ def main() -> None:
 
 def _is_out_of_memory(error: Exception) -> bool:
     """Told by names and words, because torch must not be imported to handle an error."""
-    words = isinstance(error, RuntimeError) and any(part in str(error) for part in MEMORY_WORDS)
+    words = isinstance(error, (RuntimeError, SystemError)) and any(part in str(error) for part in MEMORY_WORDS)
     system = isinstance(error, OSError) and error.errno == errno.ENOMEM
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or words or system
 

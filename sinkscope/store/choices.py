@@ -15,7 +15,7 @@ from sinkscope.store.layout import TokenTable
 
 ALL_TOKENS = 2**62
 
-BLOCK = 2**20
+BLOCK = 2**16
 """Tokens whose hashes are in memory at a time."""
 
 

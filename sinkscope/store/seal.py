@@ -17,6 +17,8 @@ from typing import BinaryIO
 WORDS = b"sinkscope run file seal "
 SEAL_BYTES = 4096
 SEARCHED_BYTES = 2**17
+BLOCK = 2**20
+"""Bytes that are in memory at a time."""
 
 # Where HDF5's superblock says whether a writer has the file open.
 CONSISTENCY_FLAGS = [20, 4]
@@ -74,11 +76,13 @@ def apply_seal(path: Path, mutable: Iterable[tuple[int, int]], seal_offset: int,
     with path.open("r+b") as file:
         ranges = sorted([CONSISTENCY_FLAGS, *map(list, mutable), [seal_offset, SEAL_BYTES]])
         places: dict[str, list[int]] = {}
+        overlap = max(map(len, attributes.values()))
         for start, stop in _gaps(ranges, size):
-            content = _read(file, start, stop)
-            for name, value in attributes.items():
-                if (found := content.find(value.encode("ascii"))) >= 0:
-                    places[name] = [start + found, len(value)]
+            for begin in range(start, stop, BLOCK):
+                content = _read(file, begin, min(stop, begin + BLOCK + overlap))
+                for name, value in attributes.items():
+                    if (found := content.find(value.encode("ascii"))) >= 0:
+                        places[name] = [begin + found, len(value)]
         ranges = sorted([*ranges, *places.values()])
         if len(places) != len(attributes):
             raise ValueError("the attributes were not found in the new file")
@@ -134,5 +138,6 @@ def _read(file: BinaryIO, start: int, stop: int) -> bytes:
 def _checksum(file: BinaryIO, ranges: list[list[int]], size: int) -> int:
     value = 0
     for start, stop in _gaps(ranges, size):
-        value = zlib.crc32(_read(file, start, stop), value)
+        for begin in range(start, stop, BLOCK):
+            value = zlib.crc32(_read(file, begin, min(stop, begin + BLOCK)), value)
     return value

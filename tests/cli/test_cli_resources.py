@@ -50,6 +50,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
         np._core._exceptions._ArrayMemoryError((2**40,), np.dtype("float64")),
         RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),
         RuntimeError("can't start new thread"),
+        SystemError("error return without exception set"),
         OSError(errno.ENOMEM, "Cannot allocate memory"),
     ],
 )

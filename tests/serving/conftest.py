@@ -26,7 +26,7 @@ def demo():
     return SimpleNamespace(loaded=loaded, profile=profile, image=scene.image, question=scene.questions[0])
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server(demo):
     with served(demo.loaded, demo.profile) as running:
         yield running

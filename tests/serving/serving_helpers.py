@@ -53,7 +53,7 @@ def served(loaded, profile=None, **settings) -> Iterator[SimpleNamespace]:
     with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
         yield SimpleNamespace(url=url, client=client, service=app.state.service)
     server.should_exit = True
-    thread.join(15)
+    thread.join(60)
     listener.close()
     assert not thread.is_alive()
 
