@@ -76,7 +76,7 @@ def apply_seal(path: Path, mutable: Iterable[tuple[int, int]], seal_offset: int,
     with path.open("r+b") as file:
         ranges = sorted([CONSISTENCY_FLAGS, *map(list, mutable), [seal_offset, SEAL_BYTES]])
         places: dict[str, list[int]] = {}
-        overlap = max(map(len, attributes.values()))
+        overlap = max(map(len, attributes.values()), default=0)
         for start, stop in _gaps(ranges, size):
             for begin in range(start, stop, BLOCK):
                 content = _read(file, begin, min(stop, begin + BLOCK + overlap))

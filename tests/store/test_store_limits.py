@@ -123,14 +123,16 @@ def complete(path: Path, number: int) -> Path:
 def test_more_files_than_may_be_open_are_no_damage(tmp_path: Path) -> None:
     paths = [complete(tmp_path / f"{number}.h5", number) for number in range(6)]
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    free = os.open(os.devnull, os.O_RDONLY)
+    # The lowest numbers that are free, among which others may be in use.
+    free = [os.open(os.devnull, os.O_RDONLY) for _ in range(3)]
+    for descriptor in free:
+        os.close(descriptor)
     try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (free + 4, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free[-1] + 1, hard))
         with pytest.raises(StoreError, match=r"cannot open .*h5: too many files are open; allow more with `ulimit -n`"):
             merge(paths, tmp_path / "merged.h5")
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        os.close(free)
     assert sorted(tmp_path.iterdir()) == paths
     with RunReader(merge(paths, tmp_path / "merged.h5")) as reader:
         assert reader.progress == (36, 36)
