@@ -1,6 +1,7 @@
 """The models that are profiled, and what of a run is made before its time is taken."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -27,13 +28,18 @@ SUBJECTS = ("demo", *SHAPES)
 
 @dataclass(frozen=True)
 class Subject:
-    """A model with a plan over the embedded texts, and the inputs of its batches."""
+    """A model with a plan over the embedded texts."""
 
     loaded: LoadedModel
     entry: TextEntry
     plan: CapturePlan
     settings: CaptureSettings
-    inputs: list[dict[str, Any]]
+
+    @cached_property
+    def inputs(self) -> list[dict[str, Any]]:
+        """The model's inputs of all batches, which only the forms without sinkscope take as they are."""
+        samples = self.plan.samples
+        return [model_inputs(self.loaded, [samples[sample] for sample in batch])[0] for batch in self.plan.batches]
 
     @property
     def device(self) -> str:
@@ -76,5 +82,4 @@ def prepared(loaded: LoadedModel, samples: list[Sample], **settings: Any) -> Sub
     """Everything up to the first pass."""
     chosen = CaptureSettings(**settings)
     entry, plan = prepare(loaded, samples, chosen, "benchmark")
-    inputs = [model_inputs(loaded, [plan.samples[sample] for sample in batch])[0] for batch in plan.batches]
-    return Subject(loaded, entry, plan, chosen, inputs)
+    return Subject(loaded, entry, plan, chosen)
