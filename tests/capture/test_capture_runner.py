@@ -32,14 +32,19 @@ SAMPLES = [Sample(text=SENTENCE[number % 30 :] + "ab. " * (number % 7)) for numb
 SETTINGS = CaptureSettings(batch_tokens=256, max_length=64, sampled_tokens=200, attention_texts=10, commit_seconds=0)
 
 CHILD = """
-import sys, torch
+import sys, time, torch
 torch.set_num_threads(1)
 from capture_models import make_llama
 from test_capture_runner import SAMPLES, SETTINGS
 from sinkscope.capture.runner import run
 loaded = make_llama()
 print("ready", flush=True)
-run(loaded, SAMPLES, sys.argv[1], SETTINGS, resume=True, progress=lambda done, total: print(done, flush=True))
+
+def tell(done, total):
+    print(done, flush=True)
+    time.sleep(0.05)  # Neither the writer's thread nor whoever kills may fall far behind.
+
+run(loaded, SAMPLES, sys.argv[1], SETTINGS, resume=True, progress=tell)
 """
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Outcome
+from cli_outcome import Outcome
 from merge_models import SINK, save_sink_llama, write_texts
 
 from sinkscope.capture.synthetic import write_synthetic
