@@ -199,7 +199,7 @@ def profile_model(
             ranks.from_first(lambda: compress_run(path, compress))
         found = ranks.from_first(lambda: discover(path, settings, name=name))
     team = team_of(loaded.model)
-    profile = ranks.from_first_team(lambda: _with_weights(found, loaded.model), team)
+    profile = ranks.from_first(lambda: _with_weights(found, loaded.model), team)
     if not causal:
         return profile
     check = (
@@ -207,7 +207,7 @@ def profile_model(
         if isinstance(causal, CausalSettings)
         else CausalSettings(seed=seed, chat_template=chat_template, attention=attention)
     )
-    result = ranks.from_first_team(
+    result = ranks.from_first(
         lambda: causal_check(loaded, profile, chosen, settings=check, progress=causal_progress), team
     )
     return profile.model_copy(update={"evidence": profile.evidence.model_copy(update={"causal": result})})

@@ -149,6 +149,14 @@ def warm() -> None:
         importlib.import_module(module)
 
 
+def console_streams() -> tuple[io.TextIOWrapper, io.TextIOWrapper]:
+    """Standard output and error as a console script has them, on the descriptors that libraries in C write to."""
+    return (
+        io.TextIOWrapper(io.FileIO(1, "w", closefd=False), "utf-8", "strict"),
+        io.TextIOWrapper(io.FileIO(2, "w", closefd=False), "utf-8", "backslashreplace", write_through=True),
+    )
+
+
 def _let_in_by_the_command() -> None:
     """Let signals come from the moment on at which the command handles errors."""
     begin = cli.main
@@ -174,8 +182,7 @@ def _serve(
         torch.set_num_threads(1)
         for number, path in enumerate(outputs, start=1):
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-        sys.stdout = io.TextIOWrapper(io.FileIO(1, "w", closefd=False), "utf-8", "strict")
-        sys.stderr = io.TextIOWrapper(io.FileIO(2, "w", closefd=False), "utf-8", "backslashreplace", write_through=True)
+        sys.stdout, sys.stderr = console_streams()
         os.chdir(folder)
         os.environ.update(environment)
         sys.argv = ["sinkscope", *arguments]

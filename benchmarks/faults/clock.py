@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.faults.children import Child, Ending, Prepare, command, warm
+from benchmarks.faults.children import Child, Ending, Prepare, command
 from benchmarks.faults.comparing import differences, leftovers
-from benchmarks.faults.kills import unbroken
+from benchmarks.faults.kills import ready
 from benchmarks.faults.moments import Moment, in_small_steps, struck
 from benchmarks.faults.outcome import Outcome
 from benchmarks.faults.subject import PROFILE, RUN, Subject
@@ -28,9 +28,7 @@ JUMPS = (0.0, 2.0, -2.0, 3600.0, -3600.0, DAY, -DAY, 400 * DAY, -400 * DAY, 20_0
 
 def check(folder: Path, count: int, seed: int) -> Outcome:
     """`count` runs under clocks that jump differently, each of them killed once and looked at by `sinkscope info`."""
-    warm()
-    subject = Subject.make(folder / "subject")
-    whole = unbroken(subject, folder / "whole")
+    subject, whole = ready(folder)
     problems: list[str] = []
     events = 0
     for number in range(count):

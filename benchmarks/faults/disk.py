@@ -12,9 +12,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from benchmarks.faults.children import command, warm
+from benchmarks.faults.children import command
 from benchmarks.faults.comparing import contents, differences, leftovers
-from benchmarks.faults.kills import Unbroken, unbroken
+from benchmarks.faults.kills import Unbroken, ready
 from benchmarks.faults.moments import acting_when, in_small_steps
 from benchmarks.faults.mounting import NotAllowed, apart, mount_limited
 from benchmarks.faults.outcome import Outcome
@@ -31,9 +31,7 @@ FREE, AGAIN = "free space", "--resume"
 
 def check(folder: Path, count: int, seed: int) -> Outcome:
     """Fill the disk at `count` moments: those below, then as many writes as are left, spread evenly over a run."""
-    warm()
-    subject = Subject.make(folder / "subject")
-    whole = unbroken(subject, folder / "whole")
+    subject, whole = ready(folder)
     tried, problems = limited_files(subject, folder / "limited", whole, -(-count // FEWER))
     figures: dict[str, Any] = {"file system": "limited"}
     try:

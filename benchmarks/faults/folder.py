@@ -6,9 +6,9 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from benchmarks.faults.children import Ending, command, warm
+from benchmarks.faults.children import Ending, command
 from benchmarks.faults.comparing import differences, leftovers
-from benchmarks.faults.kills import Unbroken, unbroken
+from benchmarks.faults.kills import Unbroken, ready
 from benchmarks.faults.moments import acting_when, in_small_steps
 from benchmarks.faults.mounting import NotAllowed, apart, mount_read_only, unmount
 from benchmarks.faults.outcome import Outcome
@@ -28,9 +28,7 @@ GONE = {
 
 def check(folder: Path, count: int, seed: int) -> Outcome:
     """The folder goes at the first `count` of the moments; all other faults once. `seed` changes nothing."""
-    warm()
-    subject = Subject.make(folder / "subject")
-    whole = unbroken(subject, folder / "whole")
+    subject, whole = ready(folder)
     problems: list[str] = []
     tried = 0
     for moment, (name, before) in islice(GONE.items(), count):

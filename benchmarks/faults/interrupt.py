@@ -12,9 +12,9 @@ from functools import partial
 from pathlib import Path
 
 import sinkscope
-from benchmarks.faults.children import Child, Ending, Prepare, command, warm
+from benchmarks.faults.children import Child, Ending, Prepare, command
 from benchmarks.faults.comparing import differences, leftovers, state
-from benchmarks.faults.kills import unbroken
+from benchmarks.faults.kills import ready
 from benchmarks.faults.moments import in_small_steps, struck
 from benchmarks.faults.outcome import Outcome
 from benchmarks.faults.subject import PROFILE, RUN, Subject
@@ -27,9 +27,7 @@ EVERY_OWN = 25
 
 def check(folder: Path, count: int, seed: int) -> Outcome:
     """Interrupt `count` runs, and one as a process of its own for every 25 of them."""
-    warm()
-    subject = Subject.make(folder / "subject")
-    whole = unbroken(subject, folder / "whole")
+    subject, whole = ready(folder)
     problems: list[str] = []
     states: Counter[str] = Counter()
     for number in range(count):

@@ -41,11 +41,16 @@ def unbroken(subject: Subject, folder: Path, *options: str) -> Unbroken:
     return Unbroken(folder, counted(counts, ending.seconds))
 
 
-def check(folder: Path, count: int, seed: int) -> Outcome:
-    """Kill `count` runs of one process, and one of several processes for every ten of them."""
+def ready(folder: Path) -> tuple[Subject, Unbroken]:
+    """What every part begins with: a model, and the run on it that nothing disturbs."""
     warm()
     subject = Subject.make(folder / "subject")
-    whole = unbroken(subject, folder / "whole")
+    return subject, unbroken(subject, folder / "whole")
+
+
+def check(folder: Path, count: int, seed: int) -> Outcome:
+    """Kill `count` runs of one process, and one of several processes for every ten of them."""
+    subject, whole = ready(folder)
     problems: list[str] = []
     states: Counter[str] = Counter()
     kills = 0

@@ -7,7 +7,6 @@ import contextlib
 import faulthandler
 import hashlib
 import importlib
-import io
 import multiprocessing
 import os
 import resource
@@ -22,6 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from benchmarks.faults.children import console_streams
+from benchmarks.process_memory import memory, reset_peak
 from sinkscope.cli.output import note
 from sinkscope.errors import SinkscopeError
 
@@ -280,8 +281,7 @@ def _called(function: Callable[..., Any], arguments: tuple[str, ...]) -> int:
 def _fresh_streams() -> Iterator[None]:
     """`sys.stdout` and `sys.stderr` as a console script has them, on the descriptors that libraries in C write to."""
     before = sys.stdout, sys.stderr
-    sys.stdout = io.TextIOWrapper(io.FileIO(1, "w", closefd=False), "utf-8", "strict")
-    sys.stderr = io.TextIOWrapper(io.FileIO(2, "w", closefd=False), "utf-8", "backslashreplace", write_through=True)
+    sys.stdout, sys.stderr = console_streams()
     try:
         yield
     finally:
@@ -320,17 +320,6 @@ class _Audit:
 
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
-
-
-def reset_peak() -> None:
-    """Count the peak of this process's memory from here on."""
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def memory(name: str) -> int:
-    """Bytes of this process: "VmRSS" now, "VmHWM" at most."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
 
 
 def _listing(folder: Path) -> dict[str, Any]:

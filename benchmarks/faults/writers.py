@@ -9,10 +9,10 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from benchmarks.faults.children import HANG_SECONDS, Child, Ending, command, warm
+from benchmarks.faults.children import HANG_SECONDS, Child, Ending, command
 from benchmarks.faults.comparing import contents, differences, leftovers
 from benchmarks.faults.disk import halves
-from benchmarks.faults.kills import Unbroken, unbroken
+from benchmarks.faults.kills import Unbroken, ready
 from benchmarks.faults.moments import Moment, acting_when, in_small_steps, struck
 from benchmarks.faults.outcome import Outcome
 from benchmarks.faults.subject import PROFILE, RUN, Subject
@@ -23,9 +23,7 @@ MERGED, PARTS = "merged.h5", ("a.h5", "b.h5")
 
 def check(folder: Path, count: int, seed: int) -> Outcome:
     """Second writers, eight writers at once (`count` times), and locks that were left, `count` of them."""
-    warm()
-    subject = Subject.make(folder / "subject")
-    whole = unbroken(subject, folder / "whole")
+    subject, whole = ready(folder)
     problems = _second_writers(subject, folder / "second", whole)
     problems += _mergers(subject, folder / "merging")
     winners = []

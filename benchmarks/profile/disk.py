@@ -12,13 +12,12 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.plans import bare_plan
 from sinkscope.store.background import BackgroundWriter
 from sinkscope.store.compression import METHODS, filter_options
 from sinkscope.store.layout import (
-    RunAttributes,
     RunPlan,
     SampleRows,
-    TokenTable,
     empty_statistics,
     row_layout,
     stored_bytes,
@@ -33,7 +32,7 @@ BLOCK = 2**26
 
 def keep_all(folder: str, turns: int) -> dict[str, Any]:
     """Bytes a second of both by turns, each until all is on the disk."""
-    plan = all_kept()
+    plan = bare_plan(LENGTH, WIDTH, LAYERS, SAMPLES, keep_all=True)
     ready = [rows_of(plan, number) for number in range(AT_ONCE)]
     total = stored_bytes(plan)
     speeds: dict[str, list[float]] = {"disk": [], "keep all": []}
@@ -72,22 +71,6 @@ def written(folder: str, plan: RunPlan, ready: list[SampleRows]) -> float:
                 background.write(lambda rows=rows: rows, lambda: accumulators)
             background.complete(lambda: accumulators)
         return time.perf_counter() - began
-
-
-def all_kept() -> RunPlan:
-    """A plan that keeps all hidden states."""
-    count = SAMPLES * LENGTH
-    tokens = TokenTable(
-        np.zeros(count, np.int32),
-        np.tile(np.arange(LENGTH, dtype=np.int32), SAMPLES),
-        np.repeat(np.arange(SAMPLES, dtype=np.int32), LENGTH),
-        np.zeros(count, np.uint8),
-    )
-    attributes = RunAttributes("m", None, {}, "float32", {}, {}, 0, {}, LAYERS, WIDTH)
-    order, nothing = np.arange(SAMPLES, dtype=np.int32), np.zeros(0, np.int64)
-    return RunPlan(
-        attributes, tokens, {0: "x"}, order, np.arange(count), nothing, fingerprints=np.arange(SAMPLES, dtype=np.uint64)
-    )
 
 
 def rows_of(plan: RunPlan, sample: int) -> SampleRows:

@@ -5,11 +5,11 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.process_memory import memory, reset_peak
 from benchmarks.profile.forms import store
 from benchmarks.profile.subjects import load, prepared, texts
 from sinkscope.backbone.running import forward
@@ -56,8 +56,7 @@ def print_peak(form: str, name: str, tokens: int | None) -> None:
         alone if form == "plain" else lambda: deque(store(prepared(loaded, samples, attention=False)), 0)
     )
     # The highest mark begins anew, so that loading does not count (Linux).
-    Path("/proc/self/clear_refs").write_text("5")
+    reset_peak()
     with torch.inference_mode():
         work()
-    marks = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
-    print(int(marks["VmHWM"].split()[0]) * 1024)
+    print(memory("VmHWM"))

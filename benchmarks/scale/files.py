@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.plans import bare_plan
 from benchmarks.scale.fits import least_seconds, line, traced
-from benchmarks.scale.passes import LENGTH, plan
+from benchmarks.scale.passes import LENGTH
 from sinkscope.store.layout import RunPlan, SampleRows, empty_statistics, row_layout, statistics_layout
 from sinkscope.store.merge import merge
 from sinkscope.store.writer import RunWriter
@@ -25,7 +26,7 @@ def commits() -> dict[str, Any]:
     """Seconds of a commit over bytes of the accumulators; those of bytes are exact."""
     points = []
     for width, layers in ACCUMULATORS:
-        small = plan(16, width, layers, batches=1)
+        small = bare_plan(16, width, layers, samples=1)
         accumulators = empty_statistics(small)
         size = sum(np.dtype(dtype).itemsize * np.prod(shape) for shape, dtype in statistics_layout(small).values())
         with tempfile.TemporaryDirectory() as folder, RunWriter.create(Path(folder) / "run.h5", small) as writer:
@@ -37,7 +38,7 @@ def rows() -> dict[str, Any]:
     """Seconds to write the rows of a sample of 256 tokens, over their bytes: by the writer's thread."""
     points = []
     for layers in DEPTHS:
-        whole = plan(LENGTH, 64, layers, batches=SAMPLES)
+        whole = bare_plan(LENGTH, 64, layers, samples=SAMPLES)
         ready = noise(whole)
         size = sum(array.nbytes for name in row_layout(whole) if (array := ready[0].dataset(name)) is not None)
         points.append((float(size), min(written(whole, ready) for _ in range(5)) / SAMPLES))
@@ -84,7 +85,7 @@ def merged(paths: list[Path]) -> None:
 def files(folder: str, samples: int, layers: int, count: int) -> Iterator[Path]:
     """Complete run files over different samples, so many in all."""
     for number in range(count):
-        own = plan(LENGTH, 64, layers, batches=samples // count)
+        own = bare_plan(LENGTH, 64, layers, samples=samples // count)
         own = replace(own, fingerprints=own.fingerprints + np.uint64(number * samples))
         path = Path(folder) / f"{number}.h5"
         with RunWriter.create(path, own) as writer:

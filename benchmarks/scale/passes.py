@@ -3,17 +3,16 @@
 import itertools
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks.plans import bare_plan
 from benchmarks.scale.fits import least_seconds, line
 from sinkscope.backbone.running import forward
 from sinkscope.capture.collector import Collector
 from sinkscope.capture.reading_on_device import read_on_device
 from sinkscope.capture.statistics import LayerStatistics
-from sinkscope.store.layout import RunAttributes, RunPlan, TokenTable
 
 LENGTH, BATCH = 256, 2048
 MODELS = ((256, 4), (256, 8), (512, 4), (512, 8), (768, 8))
@@ -54,7 +53,7 @@ def statistics() -> dict[str, Any]:
 
 def read(tokens: int, width: int, layers: int) -> float:
     """Seconds to read the states of a batch, once the accumulators know what is large."""
-    collector = Collector(plan(tokens, width, layers, batches=5))
+    collector = Collector(bare_plan(tokens, width, layers, samples=5))
     batches = itertools.count()
     torch.manual_seed(0)
     scale = torch.randn(width).mul(0.5).exp()
@@ -72,20 +71,6 @@ def read(tokens: int, width: int, layers: int) -> float:
     once()
     once()
     return least_seconds(once)
-
-
-def plan(tokens: int, width: int, layers: int, batches: int) -> RunPlan:
-    """Batches of one sample each."""
-    count = tokens * batches
-    table = TokenTable(
-        np.zeros(count, np.int32),
-        np.tile(np.arange(tokens, dtype=np.int32), batches),
-        np.repeat(np.arange(batches, dtype=np.int32), tokens),
-        np.zeros(count, np.uint8),
-    )
-    attributes = RunAttributes("m", None, {}, "float32", {}, {}, 0, {}, layers, width)
-    nothing, order = np.zeros(0, np.int64), np.arange(batches, dtype=np.int32)
-    return RunPlan(attributes, table, {}, order, nothing, nothing, fingerprints=np.arange(batches, dtype=np.uint64))
 
 
 class MovedBytes(TorchDispatchMode):

@@ -26,6 +26,7 @@ import torch
 from transformers import DynamicCache
 
 import sinkscope
+from benchmarks.process_memory import memory, reset_peak
 from benchmarks.timing import by_turns, seconds
 from benchmarks.var.attention import attention
 from benchmarks.var.eager import eager_var
@@ -160,11 +161,10 @@ def print_peak(form: str, name: str) -> None:
     shape = SHAPES[name]
     model = build(shape)
     # The highest mark begins anew, so that building the model does not count (Linux).
-    Path("/proc/self/clear_refs").write_text("5")
+    reset_peak()
     with torch.inference_mode(), context(form, model, shape):
         list(islice(decoding(model, inputs(model)), DECODED))
-    marks = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
-    print(int(marks["VmHWM"].split()[0]) * 1024)
+    print(memory("VmHWM"))
 
 
 def device_peak(form: str, model: Any, shape: Shape) -> float:

@@ -22,11 +22,11 @@ def within_budget(plan: RunPlan, settings: CaptureSettings) -> RunPlan:
     InputError
         With the bytes that the file would take and what to lower, where that is not enough.
     """
-    limit, states = settings.max_store, plan.sampled_tokens
-    if limit is None or file_bytes(plan) <= limit:
+    limit, states, needed = settings.max_store, plan.sampled_tokens, file_bytes(plan)
+    if limit is None or needed <= limit:
         return plan
     least = file_bytes(replace(plan, sampled_tokens=states[:0]))
-    each = (file_bytes(plan) - least) / max(1, len(states))
+    each = (needed - least) / max(1, len(states))
     most = int((limit - least) / each) if each else 0
     # A budget is met up to a few tokens, so that the first one may be too much.
     budget = min(most, kept_budget(settings.to_json()))

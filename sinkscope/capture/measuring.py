@@ -21,7 +21,7 @@ from sinkscope.capture.collector import Collector
 from sinkscope.capture.encode import model_inputs
 from sinkscope.capture.planning import CapturePlan
 from sinkscope.capture.settings import CaptureSettings
-from sinkscope.errors import SinkscopeError
+from sinkscope.errors import SinkscopeError, is_out_of_memory
 from sinkscope.store.background import BackgroundWriter
 from sinkscope.store.layout import SampleRows
 from sinkscope.store.writer import RunWriter
@@ -175,10 +175,3 @@ def with_attention(collected: CollectedBatch, drawn: DrawnAttention, valid: NDAr
         )
         for place, entry in enumerate(collected.rows())
     ]
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a pass failed for want of memory, on a device or the host; PyTorch has no class for the latter."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and "allocate memory" in str(error)

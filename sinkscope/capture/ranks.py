@@ -53,22 +53,16 @@ class Ranks:
             raise SinkscopeError(ENDED) from error
         return values
 
-    def from_first(self, function: Callable[[], Result]) -> Result:
-        """What `function` gives in the first process, in all of them; the others do not call it."""
-        result: Result = self.gather(function() if self.process.is_first else None)[0]
-        return result
-
-    def from_first_team(self, function: Callable[[], Result], team: Team) -> Result:
-        """What `function` gives in the first process, which calls it together with the others of its team.
+    def from_first(self, function: Callable[[], Result], team: Team | None = None) -> Result:
+        """What `function` gives in the first process, in all of them; the others do not call it.
 
         Parameters
         ----------
         function : callable
-            Runs the model, or reads its weights.
-        team : Team
-            This process's.
+        team : Team, optional
+            This process's, where the function runs the model or reads its weights: then all of the first team call it.
         """
-        found = function() if self.process.is_first or 0 in team.ranks else None
+        found = function() if self.process.is_first or (team is not None and 0 in team.ranks) else None
         result: Result = self.gather(found if self.process.is_first else None)[0]
         return result
 

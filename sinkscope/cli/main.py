@@ -23,7 +23,7 @@ import click
 
 from sinkscope import __version__
 from sinkscope.cli.output import note, shortened, silence
-from sinkscope.errors import FULL_DISK, DiskError, SinkscopeError
+from sinkscope.errors import FULL_DISK, DiskError, SinkscopeError, is_out_of_memory
 from sinkscope.processes import first_to_fail, this_process
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
 
-# Of PyTorch; of Python, whose threads take memory of their own; and of extensions that do not tell why they failed.
-MEMORY_WORDS = ("allocate memory", "can't start new thread", "without exception set")
+# Of Python, whose threads take memory of their own, and of extensions that do not tell why they failed.
+MEMORY_WORDS = ("can't start new thread", "without exception set")
 MEMORY_ADVICE = "out of memory; load the model with --dtype bfloat16, or choose another --device"
 
 COMMANDS = {
@@ -175,7 +175,7 @@ def _run(session: Session) -> int:
     except SystemExit as error:  # click ends this way when the reader of a pipe goes away.
         return _reader_left() if not isinstance(error.code, int) or error.code == FAILED else error.code
     except Exception as error:
-        if _is_out_of_memory(error):
+        if _lacks_memory(error):
             return _fail(session, error, MEMORY_ADVICE, FAILED)
         if isinstance(error, OSError) and error.errno in FULL_DISK:
             silence(sys.stdout)
@@ -210,11 +210,11 @@ def main() -> None:
     sys.exit(code)
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    """Told by names and words, because torch must not be imported to handle an error."""
+def _lacks_memory(error: Exception) -> bool:
+    """Whether memory ran out, also outside of PyTorch."""
     words = isinstance(error, (RuntimeError, SystemError)) and any(part in str(error) for part in MEMORY_WORDS)
     system = isinstance(error, OSError) and error.errno == errno.ENOMEM
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or words or system
+    return is_out_of_memory(error) or words or system
 
 
 def _fail(session: Session, error: BaseException, message: str, code: int) -> int:

@@ -20,7 +20,7 @@ from sinkscope.discovery.notes import notes, verdict
 from sinkscope.discovery.power import measure_power
 from sinkscope.discovery.settings import DiscoverySettings
 from sinkscope.discovery.threshold import overall_tau
-from sinkscope.errors import StoreError
+from sinkscope.errors import StoreError, first_problem
 from sinkscope.profile.schema import Backbone, Evidence, Profile, Provenance, VarDefaults
 from sinkscope.store.reader import RunReader
 
@@ -64,9 +64,7 @@ def discover(
     try:
         return describe(found, name or profile_name(run.attributes.model_id))
     except ValidationError as error:
-        problem = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, problem["loc"]))
-        raise StoreError(f"{run.path} holds what no profile can be made of: {where}: {problem['msg']}") from error
+        raise StoreError(f"{run.path} holds what no profile can be made of: {first_problem(error)}") from error
 
 
 def profile_name(model_id: str) -> str:

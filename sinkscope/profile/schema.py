@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, NoReturn, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticSerializationError
 
-from sinkscope.errors import FULL_DISK, DiskError, ProfileError
+from sinkscope.errors import FULL_DISK, DiskError, ProfileError, first_problem
 from sinkscope.files import check_readable
 
 SCHEMA_VERSION = "1.0"
@@ -297,7 +297,7 @@ def parse_profile(text: str | bytes, origin: str = "profile") -> Profile:
         # Fields that this version does not know are kept as they are, so that they too must be fit to be written.
         profile.to_json()
     except (ValidationError, PydanticSerializationError, RecursionError) as error:
-        raise ProfileError(f"{origin} is not a valid profile: {_first_problem(error)}") from error
+        raise ProfileError(f"{origin} is not a valid profile: {_reason(error)}") from error
     return profile
 
 
@@ -347,9 +347,5 @@ def _check_interval(value: float | None, interval: tuple[float, float] | None) -
         raise ValueError(f"the threshold {value} is not inside its interval {low} to {high}")
 
 
-def _first_problem(error: Exception) -> str:
-    if not isinstance(error, ValidationError):
-        return str(error) or type(error).__name__
-    problem = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in problem["loc"])
-    return f"{where}: {problem['msg']}" if where else str(problem["msg"])
+def _reason(error: Exception) -> str:
+    return first_problem(error) if isinstance(error, ValidationError) else str(error) or type(error).__name__

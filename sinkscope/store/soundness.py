@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from sinkscope.errors import first_problem
 from sinkscope.store.integrity import CommitRecord
 from sinkscope.store.layout import (
     JSON_ATTRIBUTES,
@@ -189,9 +190,7 @@ def _check_json(name: str, value: Any) -> None:
     try:
         JSON_VALUES[name].validate_python(value)
     except ValidationError as error:
-        problem = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in (name, *problem["loc"]))[:100]
-        raise ValueError(f"{where}: {problem['msg']}") from error
+        raise ValueError(first_problem(error, name)) from error
 
 
 def _steps(array: NDArray[Any]) -> Iterator[NDArray[Any]]:

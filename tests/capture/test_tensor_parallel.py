@@ -14,6 +14,7 @@ import pytest
 import several_processes
 import torch
 from capture_models import llama_config, make_tokenizer
+from planted_sink import plant_sink
 from test_capture_runner import SAMPLES as ALL_SAMPLES
 from test_capture_runner import SETTINGS
 from test_distributed import contents
@@ -58,10 +59,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1 or "bias" in name:
                 parameter.normal_(0, 1.0 if "embed_tokens" in name else 0.05)
-        model.model.embed_tokens.weight[tokenizer.convert_tokens_to_ids("."), SINK] = 60.0
-        for layer in model.model.layers:
-            layer.self_attn.q_proj.bias.view(4, 8)[:, 3] = 6.0
-            layer.self_attn.k_proj.weight.view(2, 8, 32)[:, 3, SINK] = 0.7
+    plant_sink(model, [tokenizer.convert_tokens_to_ids(".")], SINK)
     path = tmp_path_factory.mktemp("model")
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from cli_models import byte_tokenizer
+from planted_sink import plant_sink
 from transformers import LlamaConfig, LlamaForCausalLM
 
 WIDTH, DEPTH, HEADS, GROUPS, SINK = 64, 4, 4, 2, 5
@@ -30,16 +31,11 @@ def save_sink_llama(folder: Path, *, seed: int = 0) -> Path:
         rope_parameters={"rope_type": "default", "rope_theta": 1e9},
     )
     model = LlamaForCausalLM(config)
-    component = WIDTH // HEADS // 2 - 1
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1:
                 parameter.normal_(0, 1.0 if "embed_tokens" in name else 0.02)
-        for token in (".", "<s>"):
-            model.model.embed_tokens.weight[tokenizer.convert_tokens_to_ids(token), SINK] = 60.0
-        for layer in model.model.layers:
-            layer.self_attn.q_proj.bias.view(HEADS, -1)[:, component] = 6.0
-            layer.self_attn.k_proj.weight.view(GROUPS, -1, WIDTH)[:, component, SINK] = 0.7
+    plant_sink(model, tokenizer.convert_tokens_to_ids([".", "<s>"]), SINK)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
