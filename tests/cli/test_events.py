@@ -7,6 +7,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from cli_models import save_tiny_llama
@@ -44,7 +45,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The time, in a list of one number that the test changes."""
     now = [100.0]
-    monkeypatch.setattr(output.time, "monotonic", lambda: now[0])
+    # Of this module alone: event loops in other threads would wait for the true time for ever.
+    monkeypatch.setattr(output, "time", SimpleNamespace(monotonic=lambda: now[0]))
     return now
 
 
