@@ -31,8 +31,8 @@ from sinkscope.store.layout import (
     DEFAULT_TOP_TOKENS,
     RunAttributes,
     RunPlan,
-    TokenTable,
 )
+from sinkscope.store.tokens import TokenTable
 from sinkscope.store.writer import RunWriter
 
 LAYERS, WIDTH, SAMPLES, LENGTH = 32, 4096, 200, 500
@@ -55,11 +55,10 @@ def make_plan(layers: int, width: int, samples: int, length: int) -> RunPlan:
     """Token table, sampled tokens and attributes."""
     count = samples * length
     position = np.tile(np.arange(length, dtype=np.int32), samples)
-    sample = np.repeat(np.arange(samples, dtype=np.int32), length)
     identifier = (np.random.default_rng(1).zipf(1.3, count) % 5000 + 2).astype(np.int32)
     identifier[position == 0] = 0
     identifier[position == min(FULL_STOP, length // 2)] = 1
-    table = TokenTable(identifier, position, sample, (position == 0).astype(np.uint8))
+    table = TokenTable(identifier, (position == 0).astype(np.uint8), np.full(samples, length, np.int32))
     attributes = RunAttributes(
         model_id="synthetic",
         revision=None,
@@ -80,7 +79,7 @@ def make_plan(layers: int, width: int, samples: int, length: int) -> RunPlan:
         {int(one): f"token {one}" for one in np.unique(identifier)} | {0: "<s>", 1: "."},
         np.arange(samples, dtype=np.int32),
         choose_tokens(table, fingerprints, SAMPLED, 0),
-        np.flatnonzero(sample < ATTENDED_SAMPLES).astype(np.int64),
+        table.rows_of(range(min(samples, ATTENDED_SAMPLES))),
         DEFAULT_TOP_TOKENS,
         DEFAULT_LARGEST,
         DEFAULT_LEVELS,

@@ -8,7 +8,8 @@ import numpy as np
 
 from benchmarks.scale.passes import BATCH
 from sinkscope.capture.settings import PEAK_STATES, CaptureSettings
-from sinkscope.store.layout import RunAttributes, RunPlan, TokenTable, row_layout, statistics_layout, stored_bytes
+from sinkscope.store.layout import RunAttributes, RunPlan, row_layout, statistics_layout, stored_bytes
+from sinkscope.store.tokens import TokenTable
 
 DEVICE_FLOPS, DEVICE_BANDWIDTH = 4e14, 2.7e12
 """Of a device of 2024: 40 % of 989 bfloat16 TFLOP/s, and 80 % of 3.35 TB/s."""
@@ -53,7 +54,7 @@ def plan_of(model: Model, tokens: int, keep: str = "sample") -> RunPlan:
     def shown(count: int, dtype: Any) -> Any:
         return np.broadcast_to(np.zeros((), dtype), (count,))
 
-    table = TokenTable(*(shown(tokens, dtype) for dtype in (np.int32, np.int32, np.int32, np.uint8)))
+    table = TokenTable(shown(tokens, np.int32), shown(tokens, np.uint8), shown(samples, np.int32))
     attributes = RunAttributes(model.name, None, {}, "bfloat16", {}, {}, 0, {}, model.layers, model.width)
     return RunPlan(
         attributes,

@@ -45,7 +45,7 @@ class CollectedBatch:
         self._samples = samples
         self._ascending = sorted(samples)
         self._rows = rows
-        self._edges = np.append(np.searchsorted(plan.tokens.sample[rows], self._ascending), len(rows))
+        self._edges = np.append(0, np.cumsum(plan.tokens.lengths[self._ascending], dtype=np.int64))
         self._chosen = np.searchsorted(chosen, self._edges)
         self._arrays: dict[str, NDArray[Any]] = {}
         self._waiting: dict[int, Kept] = {}
@@ -134,12 +134,13 @@ class CollectedBatch:
         finite = np.isfinite(rms)
         if not finite.all():
             layer = int(np.flatnonzero(~finite.all(axis=0))[0])
-            row = int(self._rows[np.flatnonzero(~finite[:, layer])[0]])
+            row = self._rows[np.flatnonzero(~finite[:, layer])[0]]
+            tokens = self._plan.tokens
             advice = "bfloat16 or float32" if self._dtype == "float16" else "float32"
             remedy = "check the model's weights" if self._dtype == "float32" else f"run again with --dtype {advice}"
             raise NonFiniteActivationError(
-                f"the hidden state entering layer {layer} is not finite in sample {self._plan.tokens.sample[row]} at "
-                f"position {self._plan.tokens.position[row]} (dtype {self._dtype}); {remedy}"
+                f"the hidden state entering layer {layer} is not finite in sample {tokens.sample_of(row)} at "
+                f"position {tokens.position_of(row)} (dtype {self._dtype}); {remedy}"
             )
         if (zero := np.flatnonzero(~rms.any(axis=0))).size:
             raise SinkscopeError(

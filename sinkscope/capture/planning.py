@@ -20,7 +20,8 @@ from sinkscope.capture.encode import EncodedSample, bos_policy, encode, token_te
 from sinkscope.capture.settings import BATCH_TOKENS, CaptureSettings
 from sinkscope.errors import InputError
 from sinkscope.store.choices import choose_samples, choose_tokens, kept_budget
-from sinkscope.store.layout import ATTENTION_MEASURED, KIND_NAMES, KIND_VISUAL, RunAttributes, RunPlan, TokenTable
+from sinkscope.store.layout import ATTENTION_MEASURED, KIND_NAMES, KIND_VISUAL, RunAttributes, RunPlan
+from sinkscope.store.tokens import TokenTable
 
 
 @dataclass(frozen=True)
@@ -69,19 +70,13 @@ def make_plan(
         raise InputError("there are no calibration samples; give texts or pictures")
     used = spread(samples, settings.max_samples)
     encoded = within_budget(encode(loaded, used, settings.max_length, settings.chat_template), settings)
-    lengths = np.array([len(sample) for sample in encoded])
+    lengths = np.array([len(sample) for sample in encoded], np.int32)
     ids = np.concatenate([sample.ids for sample in encoded])
-    tokens = TokenTable(
-        ids,
-        np.concatenate([np.arange(length, dtype=np.int32) for length in lengths]),
-        np.repeat(np.arange(len(encoded), dtype=np.int32), lengths),
-        np.concatenate([sample.kinds for sample in encoded]),
-    )
+    tokens = TokenTable(ids, np.concatenate([sample.kinds for sample in encoded]), lengths)
     # The samples' own arrays are given up for parts of the table, so that tokens are in memory once.
-    edges = np.cumsum(lengths)
     encoded = [
-        replace(sample, ids=tokens.id[stop - len(sample) : stop], kinds=tokens.kind[stop - len(sample) : stop])
-        for sample, stop in zip(encoded, edges.tolist(), strict=True)
+        replace(sample, ids=tokens.id[start : start + len(sample)], kinds=tokens.kind[start : start + len(sample)])
+        for sample, start in zip(encoded, tokens.edges.tolist(), strict=False)
     ]
     fingerprints = np.array([sample.fingerprint() for sample in encoded], np.uint64)
     attended = choose_attended(encoded, fingerprints, settings) if attention == ATTENTION_MEASURED else frozenset()
@@ -126,7 +121,7 @@ def make_plan(
         token_texts(loaded.tokenizer, ids),
         np.array([sample for batch in batches for sample in batch], np.int32),
         choose_tokens(tokens, fingerprints, kept_budget(settings.to_json()), settings.seed),
-        np.flatnonzero(np.isin(tokens.sample, sorted(attended))).astype(np.int64),
+        tokens.rows_of(sorted(attended)),
         settings.top_tokens,
         min(settings.largest, loaded.anatomy.hidden_size),
         settings.levels,

@@ -4,9 +4,9 @@ import heapq
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sinkscope.capture.planning import CapturePlan
-from sinkscope.store.layout import TokenTable
 
 
 def share_of(plan: CapturePlan, rank: int, ranks: int) -> CapturePlan | None:
@@ -21,12 +21,9 @@ def share_of(plan: CapturePlan, rank: int, ranks: int) -> CapturePlan | None:
     numbers = np.sort(np.concatenate([np.array(batch, np.int64) for batch in batches]))
     renumbered = {int(number): place for place, number in enumerate(numbers)}
     turns = np.argsort(run.order)[numbers]
-    kept = np.isin(run.tokens.sample, numbers)
-    row = np.cumsum(kept) - 1
-    tokens = run.tokens.take(np.flatnonzero(kept))
-    tokens = TokenTable(
-        tokens.id, tokens.position, np.searchsorted(numbers, tokens.sample).astype(np.int32), tokens.kind
-    )
+    chosen = np.isin(np.arange(run.num_samples), numbers)
+    tokens = run.tokens.take(chosen)
+    tokens = replace(tokens, lengths=tokens.lengths[numbers])
     texts = {identifier: run.token_text[identifier] for identifier in np.unique(tokens.id).tolist()}
     used = min(ranks, len(plan.batches))
     calibration = {**run.attributes.calibration, "part": {"rank": rank, "ranks": used}}
@@ -37,8 +34,8 @@ def share_of(plan: CapturePlan, rank: int, ranks: int) -> CapturePlan | None:
             tokens=tokens,
             token_text=texts,
             order=np.array([renumbered[number] for batch in batches for number in batch], np.int32),
-            sampled_tokens=row[run.sampled_tokens[kept[run.sampled_tokens]]],
-            attention_tokens=row[run.attention_tokens[kept[run.attention_tokens]]],
+            sampled_tokens=_own(run.tokens.taken(chosen, run.sampled_tokens)),
+            attention_tokens=_own(run.tokens.taken(chosen, run.attention_tokens)),
             fingerprints=run.fingerprints[numbers],
             part=np.stack([numbers, turns]).astype(np.int32),
         ),
@@ -46,6 +43,10 @@ def share_of(plan: CapturePlan, rank: int, ranks: int) -> CapturePlan | None:
         tuple(tuple(renumbered[number] for number in batch) for batch in batches),
         frozenset(renumbered[number] for number in plan.attended if number in renumbered),
     )
+
+
+def _own(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    return rows[rows >= 0]
 
 
 def deal(plan: CapturePlan, ranks: int) -> list[list[tuple[int, ...]]]:

@@ -23,8 +23,8 @@ from sinkscope.store.layout import (
     RunAttributes,
     RunPlan,
     SampleRows,
-    TokenTable,
 )
+from sinkscope.store.tokens import TokenTable
 from sinkscope.store.writer import RunWriter
 
 
@@ -99,14 +99,13 @@ def write_synthetic(
     if sample[0] != 0 or not np.isin(steps, (0, 1)).all():
         raise InputError("samples must be numbered 0, 1, 2, ..., with the tokens of each together")
     num_samples = int(sample[-1]) + 1
-    starts = np.searchsorted(sample, np.arange(num_samples + 1))
-    place = np.arange(count) - starts[sample]
     table = TokenTable(
         np.zeros(count, np.int32) if ids is None else np.asarray(ids, np.int32),
-        (place if positions is None else np.asarray(positions)).astype(np.int32),
-        sample,
         np.zeros(count, np.uint8) if kinds is None else np.asarray(kinds, np.uint8),
+        np.bincount(sample).astype(np.int32),
+        None if positions is None else np.asarray(positions, np.int32),
     )
+    starts = table.edges
     named = {int(identifier): f"token {identifier}" for identifier in np.unique(table.id)} | dict(token_text or {})
     defaults: dict[str, Any] = {
         "model_id": "synthetic",
@@ -151,7 +150,7 @@ def write_synthetic(
 
 def _with_attention(
     rows: list[SampleRows],
-    starts: NDArray[np.intp],
+    starts: NDArray[np.int64],
     layers: int,
     drawn: ArrayLike,
     expected: ArrayLike | None,

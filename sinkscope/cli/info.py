@@ -47,8 +47,12 @@ def describe(reader: "RunReader") -> dict[str, Any]:
 
     attributes, plan = reader.attributes, reader.plan
     done, total = reader.progress
-    computed = np.isin(plan.tokens.sample, plan.order[:done])
-    kinds = np.bincount(plan.tokens.kind[computed], minlength=len(KIND_NAMES)).tolist()
+    computed = np.isin(np.arange(total), plan.order[:done])
+
+    def of_computed(rows: Any) -> int:
+        return int(computed[plan.tokens.sample_of(rows)].sum())
+
+    kinds = np.bincount(reader.tokens.kind, minlength=len(KIND_NAMES)).tolist()
     return {
         "path": str(reader.path),
         "bytes": reader.path.stat().st_size,
@@ -57,12 +61,15 @@ def describe(reader: "RunReader") -> dict[str, Any]:
         "status": attributes.status,
         "samples": {"done": done, "total": total},
         "tokens": {
-            "done": int(computed.sum()),
+            "done": len(reader.tokens),
             "total": len(plan.tokens),
             **dict(zip(KIND_NAMES, kinds, strict=True)),
         },
-        "hidden_states_sampled": int(computed[plan.sampled_tokens].sum()),
-        "attention": {"status": attributes.attention, "tokens": int(computed[plan.attention_tokens].sum())},
+        "hidden_states_sampled": of_computed(plan.sampled_tokens),
+        "attention": {
+            "status": attributes.attention,
+            "tokens": of_computed(plan.attention_tokens),
+        },
         "model_id": attributes.model_id,
         "revision": attributes.revision,
         "backbone": dict(attributes.backbone),
@@ -73,22 +80,20 @@ def describe(reader: "RunReader") -> dict[str, Any]:
         "settings": dict(attributes.settings),
         "calibration": dict(attributes.calibration),
         "versions": dict(attributes.versions),
-        **(_unfinished(reader, computed) if done < total else {"writer": None, "rate": None, "resume": None}),
+        **(_unfinished(reader) if done < total else {"writer": None, "rate": None, "resume": None}),
     }
 
 
-def _unfinished(reader: "RunReader", computed: Any) -> dict[str, Any]:
+def _unfinished(reader: "RunReader") -> dict[str, Any]:
     """Who writes the file or was killed while it did, its tokens a second, and the command to go on."""
-    import numpy as np
-
     from sinkscope.store.lock import last_writer
 
     owner = last_writer(reader.path)
     if owner is None:
         return {"writer": None, "rate": None, "resume": _resume(reader)}
-    before = np.isin(reader.plan.tokens.sample, reader.plan.order[: owner.samples_done])
+    before = reader.plan.tokens.lengths[reader.plan.order[: owner.samples_done]]
     seconds = reader.path.stat().st_mtime - owner.began
-    tokens = int(computed.sum() - before.sum())
+    tokens = len(reader.tokens) - int(before.sum())
     began = datetime.fromtimestamp(owner.began, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     return {
         "writer": {"process": owner.process, "host": owner.host, "began": began, "alive": owner.alive},

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from sinkscope.discovery.find import Findings
 from sinkscope.discovery.split import auroc, average_precision
-from sinkscope.store.layout import KIND_SPECIAL, KIND_VISUAL, TokenTable
+from sinkscope.store.layout import KIND_SPECIAL, KIND_VISUAL
+from sinkscope.store.tokens import TokenTable
 
 TRIGGER_SHARE = 0.02
 """A kind of token is named as a trigger where it makes up at least this part of the sink tokens."""

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from sinkscope.discovery.find import Findings
 from sinkscope.profile.schema import SinkDimension
 from sinkscope.significance import runs
-from sinkscope.store.layout import KIND_SPECIAL, KIND_VISUAL, TokenTable
+from sinkscope.store.layout import KIND_SPECIAL, KIND_VISUAL
+from sinkscope.store.tokens import TokenTable
 
 Verdict = Literal["sinks", "none", "uncertain"]
 

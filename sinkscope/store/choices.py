@@ -11,12 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sinkscope.store.layout import TokenTable
+from sinkscope.store.tokens import TokenTable
 
 ALL_TOKENS = 2**62
-
-BLOCK = 2**16
-"""Tokens whose hashes are in memory at a time."""
 
 
 def kept_budget(settings: Mapping[str, Any]) -> int:
@@ -46,10 +43,9 @@ def choose_tokens(tokens: TokenTable, fingerprints: NDArray[np.uint64], budget: 
     rate = min(1.0, budget / max(1, len(tokens)))
     samples = _mix(_number(seed) + fingerprints)
     chosen = [np.zeros(0, np.int64)]
-    for start in range(0, len(tokens), BLOCK):
-        block = slice(start, start + BLOCK)
-        hashed = _mix(samples[tokens.sample[block]] + tokens.position[block].astype(np.uint64))
-        chosen.append(start + np.flatnonzero(hashed / 2.0**64 < rate))
+    for (rows, sample), (_, position) in zip(tokens.blocks("sample"), tokens.blocks("position"), strict=True):
+        hashed = _mix(samples[sample] + position.astype(np.uint64))
+        chosen.append(rows.start + np.flatnonzero(hashed / 2.0**64 < rate))
     return np.concatenate(chosen)
 
 

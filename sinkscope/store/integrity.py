@@ -4,12 +4,14 @@ import json
 import zlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sinkscope.store.layout import RECORD_BYTES, STATUS_RUNNING, RunPlan, Statistics
+from sinkscope.store.tokens import TOKEN_DTYPES
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,7 @@ def header_checksum(plan: RunPlan) -> int:
         sort_keys=True,
         default=dict,
     )
-    tokens = plan.tokens
-    arrays = (tokens.id, tokens.position, tokens.sample, tokens.kind)
+    columns = (block for name in TOKEN_DTYPES for _, block in plan.tokens.blocks(name))
     chosen = (plan.order, plan.sampled_tokens, plan.attention_tokens, plan.fingerprints)
     part = () if plan.part is None else (plan.part,)
-    return zlib.crc32(text.encode("utf-8"), checksum(arrays + chosen + part))
+    return zlib.crc32(text.encode("utf-8"), checksum(chain(columns, chosen, part)))

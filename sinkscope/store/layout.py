@@ -29,6 +29,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from sinkscope.store.tokens import TOKEN_DTYPES, TokenTable
+
 SCHEMA_VERSION = "2.0"
 
 KIND_TEXT, KIND_SPECIAL, KIND_VISUAL = 0, 1, 2
@@ -50,7 +52,6 @@ TEXT_ATTRIBUTES = ("schema_version", "model_id", "revision", "dtype")
 JSON_ATTRIBUTES = ("backbone", "settings", "calibration", "versions")
 NUMBER_ATTRIBUTES = ("seed", "num_layers", "hidden_size")
 
-TOKEN_DTYPES = {"id": "int32", "position": "int32", "sample": "int32", "kind": "uint8"}
 STATISTICS_GROUPS = ("statistics", "recovery")
 ROW_DATASETS = (
     "largest/dim",
@@ -83,23 +84,6 @@ class RunAttributes:
     attention: str = ATTENTION_NOT_REQUESTED
     status: str = STATUS_RUNNING
     schema_version: str = SCHEMA_VERSION
-
-
-@dataclass(frozen=True)
-class TokenTable:
-    """The calibration tokens, ordered by sample and position: id, position, sample int32 [N]; kind uint8 [N]."""
-
-    id: NDArray[np.int32]
-    position: NDArray[np.int32]
-    sample: NDArray[np.int32]
-    kind: NDArray[np.uint8]
-
-    def __len__(self) -> int:
-        return len(self.id)
-
-    def take(self, rows: NDArray[np.int64]) -> "TokenTable":
-        """The table of the chosen rows."""
-        return TokenTable(self.id[rows], self.position[rows], self.sample[rows], self.kind[rows])
 
 
 @dataclass(frozen=True)
@@ -283,9 +267,7 @@ class RunPlan:
 
     def spans(self, name: str) -> NDArray[np.int64]:
         """First and one-past-last row of every sample in a row dataset, int64 [samples, 2]."""
-        # Of the table's own dtype: otherwise the whole column is converted first.
-        numbers = np.arange(self.num_samples + 1, dtype=self.tokens.sample.dtype)
-        edges = np.searchsorted(self.tokens.sample, numbers)
+        edges = self.tokens.edges
         if name.startswith("sampled/"):
             edges = np.searchsorted(self.sampled_tokens, edges)
         elif name.startswith("attention/"):
@@ -343,11 +325,11 @@ def stored_bytes(plan: RunPlan) -> int:
 
 def file_bytes(plan: RunPlan) -> int:
     """Bytes of the whole run file, to within a few thousand; never less than it has."""
-    columns = (plan.tokens.id, plan.tokens.position, plan.tokens.sample, plan.tokens.kind)
-    tables = (*columns, plan.fingerprints, plan.order, plan.sampled_tokens, plan.attention_tokens)
+    tables = (plan.fingerprints, plan.order, plan.sampled_tokens, plan.attention_tokens)
     texts = sum(len(text.encode("utf-8", "replace")) + 48 for text in plan.token_text.values())
     checksums = 4 * len(row_layout(plan)) * plan.num_samples
-    return stored_bytes(plan) + sum(table.nbytes for table in tables) + checksums + texts + 2**16
+    columns = len(plan.tokens) * sum(np.dtype(dtype).itemsize for dtype in TOKEN_DTYPES.values())
+    return stored_bytes(plan) + columns + sum(table.nbytes for table in tables) + checksums + texts + 2**16
 
 
 def empty_statistics(plan: RunPlan) -> Statistics:

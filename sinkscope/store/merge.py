@@ -33,10 +33,10 @@ from sinkscope.store.layout import (
     RunPlan,
     SampleRows,
     Statistics,
-    TokenTable,
 )
 from sinkscope.store.lock import WriterLock
 from sinkscope.store.reader import RunReader
+from sinkscope.store.tokens import TokenTable
 from sinkscope.store.writer import RunWriter, compared, shown
 
 COUNTED = ("samples", "tokens")
@@ -47,12 +47,20 @@ COMBINED = (*COUNTED, "kinds", "fingerprint", "source", "part")
 
 @dataclass(frozen=True)
 class _Part:
-    """A file to merge: number and turn int64 [n] of its samples, and row int64 [N] of its tokens, in the whole."""
+    """A file to merge: number and turn of its samples in the whole, and how far their rows move; int64 [n]."""
 
     reader: RunReader
     number: NDArray[np.int64]
     turn: NDArray[np.int64]
-    row: NDArray[np.int64]
+    moved: NDArray[np.int64]
+
+    @property
+    def tokens(self) -> TokenTable:
+        return self.reader.plan.tokens
+
+    def rows(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where rows of the file are in the whole; -1, no token, stays."""
+        return np.where(rows < 0, rows, rows + self.moved[self.tokens.sample_of(rows)])
 
 
 def merge(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -> Path:
@@ -218,29 +226,24 @@ def _place(readers: Sequence[RunReader]) -> list[_Part]:
             before += plan.num_samples
         numbers.append(number)
         turns.append(turn)
-    spans = [reader.plan.spans("tokens") for reader in readers]
     lengths = np.zeros(sum(map(len, numbers)), np.int64)
-    for number, span in zip(numbers, spans, strict=True):
-        lengths[number] = span[:, 1] - span[:, 0]
+    for number, reader in zip(numbers, readers, strict=True):
+        lengths[number] = reader.plan.tokens.lengths
     starts = np.cumsum(lengths) - lengths
     return [
-        _Part(reader, number, turn, np.arange(len(reader.tokens)) + (starts[number] - span[:, 0])[reader.tokens.sample])
-        for reader, number, turn, span in zip(readers, numbers, turns, spans, strict=True)
+        _Part(reader, number, turn, starts[number] - reader.plan.tokens.edges[:-1])
+        for reader, number, turn in zip(readers, numbers, turns, strict=True)
     ]
 
 
 def _plan(parts: Sequence[_Part]) -> RunPlan:
     """The plan of the whole."""
     plans = [part.reader.plan for part in parts]
-    rows, numbers = np.concatenate([part.row for part in parts]), np.concatenate([part.number for part in parts])
-    columns = {
-        name: _scattered(rows, [getattr(plan.tokens, name) for plan in plans]) for name in ("id", "position", "kind")
-    }
-    sample = _scattered(rows, [part.number[part.reader.tokens.sample] for part in parts]).astype(np.int32)
-    tokens = TokenTable(sample=sample, **columns)
+    numbers = np.concatenate([part.number for part in parts])
+    tokens = _tokens(parts)
     fingerprints = _scattered(numbers, [plan.fingerprints for plan in plans])
-    sampled = np.sort(np.concatenate([part.row[part.reader.plan.sampled_tokens] for part in parts]))
-    attended = np.sort(np.concatenate([part.row[part.reader.plan.attention_tokens] for part in parts]))
+    sampled = np.sort(np.concatenate([part.rows(part.reader.plan.sampled_tokens) for part in parts]))
+    attended = np.sort(np.concatenate([part.rows(part.reader.plan.attention_tokens) for part in parts]))
     first = plans[0].attributes
     if plans[0].part is None:
         settings = first.settings
@@ -269,6 +272,20 @@ def _plan(parts: Sequence[_Part]) -> RunPlan:
     )
 
 
+def _tokens(parts: Sequence[_Part]) -> TokenTable:
+    """The token table of the whole."""
+    numbers = np.concatenate([part.number for part in parts])
+    lengths = _scattered(numbers, [part.tokens.lengths for part in parts])
+    id, kind = np.empty(int(lengths.sum()), np.int32), np.empty(int(lengths.sum()), np.uint8)
+    places = None if all(part.tokens.places is None for part in parts) else np.empty_like(id)
+    for part in parts:
+        rows = part.rows(np.arange(len(part.tokens)))
+        id[rows], kind[rows] = part.tokens.id, part.tokens.kind
+        if places is not None:
+            places[rows] = part.tokens.position
+    return TokenTable(id, kind, lengths, places)
+
+
 def _chosen_attention(
     tokens: TokenTable,
     fingerprints: NDArray[np.uint64],
@@ -277,13 +294,14 @@ def _chosen_attention(
     seed: int,
 ) -> NDArray[np.int64]:
     """Rows of the samples whose attention one run over all data would have measured, int64 [A]."""
-    measured = np.unique(tokens.sample[attended]).astype(np.int64)
-    with_visual = np.isin(measured, tokens.sample[tokens.kind == KIND_VISUAL])
+    sample = tokens.sample_of(attended)
+    measured = np.unique(sample)
+    with_visual = np.isin(measured, tokens.sample_of(np.flatnonzero(tokens.kind == KIND_VISUAL)))
     chosen = [
         choose_samples(measured[with_visual == visual], fingerprints, settings[name], seed)
         for visual, name in ((False, "attention_texts"), (True, "attention_images"))
     ]
-    return attended[np.isin(tokens.sample[attended], np.concatenate(chosen))]
+    return attended[np.isin(sample, np.concatenate(chosen))]
 
 
 def _scattered(places: NDArray[np.int64], arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
@@ -329,7 +347,7 @@ def _rows(parts: Sequence[_Part], plan: RunPlan) -> Iterator[SampleRows]:
     for number in plan.order.tolist():
         part, sample = parts[owner[number]], int(local[number])
         rows = part.reader.rows(sample)
-        stored = part.row[part.reader.plan.sampled_tokens[slice(*states[owner[number]][sample])]]
+        stored = part.rows(part.reader.plan.sampled_tokens[slice(*states[owner[number]][sample])])
         rows = replace(rows, sample=number, states=rows.states[sampled[stored]])
         if not attended[tokens[number, 0]]:
             rows = replace(rows, drawn=None, later_queries=None, expected=None, value_norm=None)
@@ -341,7 +359,6 @@ def _statistics(parts: Sequence[_Part]) -> Statistics:
 
     def placed(part: _Part) -> Statistics:
         statistics = part.reader.statistics
-        # The last entry serves the row -1: no token.
-        return replace(statistics, topk_token=np.append(part.row, -1)[statistics.topk_token])
+        return replace(statistics, topk_token=part.rows(statistics.topk_token))
 
     return reduce(merge_statistics, map(placed, parts))

@@ -20,11 +20,11 @@ from sinkscope.store.layout import (
     RunPlan,
     SampleRows,
     Statistics,
-    TokenTable,
     row_layout,
 )
 from sinkscope.store.soundness import check_datasets, check_rows
 from sinkscope.store.structure import cached_rows, damage_named, open_file, read_plan, read_record, read_statistics
+from sinkscope.store.tokens import TokenTable
 
 # A writer may commit twice while the accumulators are being read; the next attempt then sees the newer state.
 ATTEMPTS = 5
@@ -78,18 +78,16 @@ class RunReader:
         plan = self._plan
         done = np.zeros(plan.num_samples, bool)
         done[plan.order[: self._record.samples_done]] = True
-        self._rows = np.flatnonzero(done[plan.tokens.sample])
-        self._renumbered = np.full(len(plan.tokens) + 1, -1, np.int64)  # The last entry serves the row -1: no token.
-        self._renumbered[self._rows] = np.arange(len(self._rows))
         self._done = done
+        self._committed = None if done.all() else np.repeat(done, plan.tokens.lengths)
         self._chosen = np.isin(plan.sampled_tokens, _seeded_choice(plan))
         self._checked: set[str] = set()
         self._by_sample: dict[str, tuple[h5py.Dataset, NDArray[np.uint32]]] = {}
         self._spans = {name: plan.spans(name) for name in row_layout(plan)}
         self.attributes: RunAttributes = plan.attributes
-        self.tokens: TokenTable = plan.tokens.take(self._rows)
+        self.tokens: TokenTable = plan.tokens.take(done)
         self.token_text: dict[int, str] = dict(plan.token_text)
-        arrays = statistics.arrays() | {"topk_token": self._renumbered[statistics.topk_token]}
+        arrays = statistics.arrays() | {"topk_token": self._taken(statistics.topk_token)}
         self.statistics: Statistics = Statistics(levels=statistics.levels, **arrays)
 
     def largest(self, layer: int) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32]]:
@@ -105,9 +103,9 @@ class RunReader:
             RMS of the token's hidden state.
         """
         return (
-            self._layer("largest/dim", layer)[self._rows],
-            self._layer("largest/value", layer)[self._rows],
-            self._layer("largest/rms", layer)[self._rows],
+            self._of_tokens("largest/dim", layer),
+            self._of_tokens("largest/value", layer),
+            self._of_tokens("largest/rms", layer),
         )
 
     def sampled(self, layer: int, every: bool = False) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -126,7 +124,7 @@ class RunReader:
         states : float32 [S, D]
             x / RMS, rounded to float16 when stored; times the token's RMS it is the raw state.
         """
-        token = self._renumbered[self._plan.sampled_tokens]
+        token = self._taken(self._plan.sampled_tokens)
         wanted = token >= 0
         if not every:
             wanted &= self._chosen
@@ -153,14 +151,14 @@ class RunReader:
         place = self._layer("peaks/place", layer)
         token = np.where(place < 0, -1, self._plan.spans("tokens")[:, :1] + place)
         kept = (token >= 0) & self._done[:, None]
-        return self._renumbered[token[kept]], self._layer("peaks/states", layer)[kept].astype(np.float32)
+        return self._taken(token[kept]), self._layer("peaks/states", layer)[kept].astype(np.float32)
 
     @property
     def attention(self) -> AttentionTable | None:
         """Attention drawn, or None where it was not measured."""
         if self.attributes.attention != ATTENTION_MEASURED:
             return None
-        token = self._renumbered[self._plan.attention_tokens]
+        token = self._taken(self._plan.attention_tokens)
         kept = token >= 0
         drawn, later, expected, value_norm = (
             self._dataset(f"attention/{name}")[kept] for name in ("drawn", "later_queries", "expected", "value_norm")
@@ -217,6 +215,14 @@ class RunReader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _taken(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows of the plan's tokens among those committed, or -1."""
+        return self._plan.tokens.taken(self._done, rows)
+
+    def _of_tokens(self, name: str, layer: int) -> NDArray[Any]:
+        rows = self._layer(name, layer)
+        return rows if self._committed is None else rows[self._committed]
 
     def _layer(self, name: str, layer: int) -> NDArray[Any]:
         self._check(name)

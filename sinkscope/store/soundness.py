@@ -4,7 +4,6 @@ Readers may be given files by others. What does not hold here would crash HDF5, 
 or fail somewhere in the middle of the work. Every function raises `ValueError` with the reason.
 """
 
-from collections.abc import Iterator
 from typing import Annotated, Any
 
 import h5py
@@ -22,6 +21,7 @@ from sinkscope.store.layout import (
     RunPlan,
     Statistics,
 )
+from sinkscope.store.tokens import differences
 
 BLOSC2 = 32026
 FILTERS = (h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, BLOSC2)
@@ -30,8 +30,6 @@ DEEPEST = 3
 
 UNPACKED, RATIO = 2**28, 1024
 """A dataset may take so many bytes, and so many more for each byte of its file."""
-
-BLOCK = 2**20
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Ascii = Annotated[str, Field(pattern=r"^[ -~]*$")]
@@ -142,16 +140,13 @@ def check_plan(plan: RunPlan) -> None:
     _require(all(0 < level <= 1 for level in plan.levels), "the levels")
     _require(1 <= plan.largest <= attributes.hidden_size and plan.top_tokens >= 1, "the numbers of values kept")
     tokens, samples = plan.tokens, plan.num_samples
-    columns = (tokens.id, tokens.position, tokens.sample, tokens.kind)
-    _require(all(column.shape == (len(tokens),) for column in columns), "/tokens")
-    _require(len(tokens) == 0 or (tokens.sample[0] == 0 and tokens.sample[-1] == samples - 1), "/tokens/sample")
-    _require(all(np.isin(steps, (0, 1)).all() for steps in _steps(tokens.sample)), "/tokens/sample")
-    _require(tokens.position.min(initial=0) >= 0, "/tokens/position")
+    _require(len(tokens.lengths) == samples, "/tokens/sample")
+    _require(tokens.places is None or tokens.places.min(initial=0) >= 0, "/tokens/position")
     _require(tokens.kind.max(initial=0) < len(KIND_NAMES), "/tokens/kind")
     _require(np.array_equal(np.sort(plan.order), np.arange(samples)), "/progress/order")
     _require(plan.fingerprints.shape == (samples,), "/samples/fingerprint")
     for name, rows in (("sampled", plan.sampled_tokens), ("attention", plan.attention_tokens)):
-        _require(rows.ndim == 1 and all((steps > 0).all() for steps in _steps(rows)), f"/{name}/token")
+        _require(rows.ndim == 1 and all((steps > 0).all() for steps in differences(rows)), f"/{name}/token")
         _require(not len(rows) or (rows[0] >= 0 and rows[-1] < len(tokens)), f"/{name}/token")
     every, attended = (np.diff(plan.spans(name))[:, 0] for name in ("tokens", "attention/token"))
     _require(((attended == 0) | (attended == every)).all(), "/attention/token")
@@ -191,12 +186,6 @@ def _check_json(name: str, value: Any) -> None:
         JSON_VALUES[name].validate_python(value)
     except ValidationError as error:
         raise ValueError(first_problem(error, name)) from error
-
-
-def _steps(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
-    """The differences of neighbours, some at a time: the tables of a large run fill much of the memory already."""
-    for start in range(0, len(array) - 1, BLOCK):
-        yield np.diff(array[start : start + BLOCK + 1])
 
 
 def _require(good: bool, what: str) -> None:

@@ -26,17 +26,16 @@ from sinkscope.store.layout import (
     STATUS_BYTES,
     STATUS_COMPLETE,
     TEXT_ATTRIBUTES,
-    TOKEN_DTYPES,
     RunAttributes,
     RunPlan,
     Statistics,
-    TokenTable,
     empty_statistics,
     row_layout,
     statistics_layout,
 )
 from sinkscope.store.seal import SEAL_BYTES, apply_seal, check_seal, overwrite_attribute, placeholder
 from sinkscope.store.soundness import check_plan, check_record, check_statistics
+from sinkscope.store.tokens import TOKEN_DTYPES, TokenTable
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
@@ -150,7 +149,9 @@ def _create_structure(file: h5py.File, plan: RunPlan) -> None:
     for name in NUMBER_ATTRIBUTES:
         file.attrs[name] = np.int64(getattr(attributes, name))
     for name, dtype in TOKEN_DTYPES.items():
-        file.create_dataset(f"tokens/{name}", data=np.asarray(getattr(plan.tokens, name), dtype))
+        column = file.create_dataset(f"tokens/{name}", (len(plan.tokens),), dtype)
+        for rows, block in plan.tokens.blocks(name):
+            column[rows] = block
     texts = sorted(plan.token_text.items())
     file.create_dataset("token_text/id", data=np.array([identifier for identifier, _ in texts], np.int32))
     file.create_dataset("token_text/text", data=[text for _, text in texts], dtype=h5py.string_dtype("utf-8"))
@@ -184,7 +185,6 @@ def normalised(plan: RunPlan) -> RunPlan:
         attention=short_attention(plan.attributes.attention),
         **{name: json.loads(json.dumps(getattr(plan.attributes, name))) for name in JSON_ATTRIBUTES},
     )
-    columns = {name: np.ascontiguousarray(getattr(plan.tokens, name), dtype) for name, dtype in TOKEN_DTYPES.items()}
     # HDF5 strings end at a zero byte, so a token that is one is shown as an escape. Lone surrogates are no UTF-8.
     texts = {
         int(identifier): text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")
@@ -193,7 +193,12 @@ def normalised(plan: RunPlan) -> RunPlan:
     return replace(
         plan,
         attributes=attributes,
-        tokens=TokenTable(**columns),
+        tokens=replace(
+            plan.tokens,
+            id=np.ascontiguousarray(plan.tokens.id, np.int32),
+            kind=np.ascontiguousarray(plan.tokens.kind, np.uint8),
+            lengths=np.ascontiguousarray(plan.tokens.lengths, np.int32),
+        ),
         token_text=texts,
         order=np.ascontiguousarray(plan.order, np.int32),
         sampled_tokens=np.ascontiguousarray(plan.sampled_tokens, np.int64),
@@ -269,7 +274,7 @@ def read_plan(file: h5py.File, record: CommitRecord) -> RunPlan:
     if read_text(file.attrs["status"]) == STATUS_COMPLETE != record.status:
         raise ValueError("the last commit record is not valid")
     attributes = RunAttributes(**values, status=record.status, attention=record.attention)
-    tokens = TokenTable(**{name: read_array(file, f"tokens/{name}") for name in TOKEN_DTYPES})
+    tokens = TokenTable.of_columns(**{name: read_array(file, f"tokens/{name}") for name in TOKEN_DTYPES})
     texts = [read_text(text) for text in read_array(file, "token_text/text")]
     identifiers = read_array(file, "token_text/id").tolist()
     attended = read_array(file, "attention/token") if "attention/token" in file else np.zeros(0, np.int64)

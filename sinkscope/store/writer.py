@@ -281,9 +281,7 @@ def refuse_difference(path: Path, found: RunPlan, wanted: RunPlan) -> None:
                 f"{path} is a run with {name} {shown(before)}, not {shown(now)}; repeat its settings to resume it, "
                 "or choose another --run"
             )
-    columns = ("tokens.id", "tokens.position", "tokens.sample", "tokens.kind")
-    for name in (*columns, "fingerprints", "order", "sampled_tokens"):
-        first, second = (_array(plan, name) for plan in (found, wanted))
+    for name, first, second in _tables(found, wanted):
         if not np.array_equal(first, second):
             raise StoreError(
                 f"{path} is a run over other tokens ({name} differ: {len(first)} and {len(second)} entries); repeat "
@@ -312,11 +310,16 @@ def compared(found: RunPlan, wanted: RunPlan) -> Iterable[tuple[str, Any, Any]]:
         yield name, getattr(found, name), getattr(wanted, name)
 
 
-def _array(plan: RunPlan, name: str) -> NDArray[Any]:
-    value: Any = plan
-    for part in name.split("."):
-        value = getattr(value, part)
-    return np.asarray(value)
+def _tables(found: RunPlan, wanted: RunPlan) -> Iterable[tuple[str, NDArray[Any], NDArray[Any]]]:
+    """Name and both values of the tables that must match."""
+    one, other = found.tokens, wanted.tokens
+    yield "tokens.id", one.id, other.id
+    yield "tokens.sample", one.lengths, other.lengths
+    yield "tokens.kind", one.kind, other.kind
+    for (_, first), (_, second) in zip(one.blocks("position"), other.blocks("position"), strict=True):
+        yield "tokens.position", first, second
+    for name in ("fingerprints", "order", "sampled_tokens"):
+        yield name, getattr(found, name), getattr(wanted, name)
 
 
 def shown(value: Any) -> str:

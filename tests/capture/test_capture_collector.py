@@ -11,8 +11,9 @@ from sinkscope.capture.collector import Collector
 from sinkscope.capture.synthetic import write_synthetic
 from sinkscope.errors import InputError, NonFiniteActivationError, SinkscopeError, UnsupportedModelError
 from sinkscope.store.choices import choose_tokens
-from sinkscope.store.layout import STATISTICS_FIELDS, RunAttributes, RunPlan, TokenTable
+from sinkscope.store.layout import STATISTICS_FIELDS, RunAttributes, RunPlan
 from sinkscope.store.reader import RunReader
+from sinkscope.store.tokens import TokenTable
 
 LENGTHS = (7, 4, 9)
 DEPTH, WIDTH = 4, 16
@@ -26,10 +27,7 @@ def make_states() -> np.ndarray:
 
 
 def make_plan() -> RunPlan:
-    positions = np.concatenate([np.arange(length) for length in LENGTHS])
-    tokens = TokenTable(
-        np.zeros(20, np.int32), positions.astype(np.int32), SAMPLES.astype(np.int32), np.zeros(20, np.uint8)
-    )
+    tokens = TokenTable(np.zeros(20, np.int32), np.zeros(20, np.uint8), np.array(LENGTHS, np.int32))
     attributes = RunAttributes("m", None, {}, "float32", {}, {}, 0, {}, DEPTH - 1, WIDTH)
     return RunPlan(
         attributes,
@@ -161,8 +159,7 @@ def test_layers_that_are_zero_missing_or_of_another_shape_are_named() -> None:
 
 
 def test_the_choice_of_tokens_is_seeded_and_close_to_its_budget() -> None:
-    sample, position = np.repeat(np.arange(200), 50).astype(np.int32), np.tile(np.arange(50), 200).astype(np.int32)
-    table = TokenTable(np.zeros(10000, np.int32), position, sample, np.zeros(10000, np.uint8))
+    table = TokenTable(np.zeros(10000, np.int32), np.zeros(10000, np.uint8), np.full(200, 50, np.int32))
     contents = np.arange(200, dtype=np.uint64)
     chosen = choose_tokens(table, contents, 1024, seed=3)
     assert 900 < len(chosen) < 1150

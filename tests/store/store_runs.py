@@ -9,10 +9,10 @@ from sinkscope.store.layout import (
     RunPlan,
     SampleRows,
     Statistics,
-    TokenTable,
     empty_statistics,
     row_layout,
 )
+from sinkscope.store.tokens import TokenTable
 
 
 def make_plan(samples: int = 6, length: int = 10, layers: int = 3, width: int = 16, **changes: Any) -> RunPlan:
@@ -33,10 +33,7 @@ def make_plan(samples: int = 6, length: int = 10, layers: int = 3, width: int = 
     }
     sample = np.repeat(np.arange(samples), length)
     tokens = TokenTable(
-        np.arange(count, dtype=np.int32) % 7,
-        np.tile(np.arange(length), samples).astype(np.int32),
-        sample.astype(np.int32),
-        np.zeros(count, np.uint8),
+        np.arange(count, dtype=np.int32) % 7, np.zeros(count, np.uint8), np.full(samples, length, np.int32)
     )
     return RunPlan(
         RunAttributes(**{**values, **changes}),

@@ -16,11 +16,12 @@ from store_runs import make_plan, make_rows, make_statistics
 from sinkscope.capture.reading_on_device import keys_of
 from sinkscope.capture.statistics import numbers_of, top_keys
 from sinkscope.errors import StoreError
-from sinkscope.store import choices
+from sinkscope.store import tokens as store_tokens
 from sinkscope.store.choices import choose_tokens
-from sinkscope.store.layout import SAMPLE_LIMIT, TOKEN_LIMIT, RunPlan, TokenTable, stored_bytes
+from sinkscope.store.layout import SAMPLE_LIMIT, TOKEN_LIMIT, RunPlan, stored_bytes
 from sinkscope.store.merge import merge
 from sinkscope.store.reader import RunReader
+from sinkscope.store.tokens import TokenTable
 from sinkscope.store.writer import RunWriter
 
 
@@ -30,7 +31,7 @@ def shown(count: int, dtype: Any) -> np.ndarray:
 
 
 def plan_of(tokens: int, samples: int) -> RunPlan:
-    table = TokenTable(*(shown(tokens, dtype) for dtype in (np.int32, np.int32, np.int32, np.uint8)))
+    table = TokenTable(shown(tokens, np.int32), shown(tokens, np.uint8), shown(samples, np.int32))
     nothing = np.zeros(0, np.int64)
     return replace(
         make_plan(),
@@ -77,12 +78,8 @@ def test_keys_hold_any_row_on_any_device(row: int) -> None:
 
 
 def many_tokens(samples: int, length: int) -> tuple[TokenTable, np.ndarray]:
-    table = TokenTable(
-        np.zeros(samples * length, np.int32),
-        np.tile(np.arange(length, dtype=np.int32), samples),
-        np.repeat(np.arange(samples, dtype=np.int32), length),
-        np.zeros(samples * length, np.uint8),
-    )
+    count = samples * length
+    table = TokenTable(np.zeros(count, np.int32), np.zeros(count, np.uint8), np.full(samples, length, np.int32))
     return table, np.arange(samples, dtype=np.uint64) * np.uint64(2**40 + 1)
 
 
@@ -90,7 +87,7 @@ def test_tokens_are_chosen_block_by_block(monkeypatch: pytest.MonkeyPatch) -> No
     table, fingerprints = many_tokens(40, 25)
     whole = choose_tokens(table, fingerprints, 300, seed=3)
     assert 200 < len(whole) < 400
-    monkeypatch.setattr(choices, "BLOCK", 7)
+    monkeypatch.setattr(store_tokens, "BLOCK", 7)
     np.testing.assert_array_equal(choose_tokens(table, fingerprints, 300, seed=3), whole)
 
 
@@ -107,7 +104,7 @@ def test_choices_and_spans_make_no_copies_of_a_column() -> None:
     column = table.sample.nbytes
     plan = replace(plan_of(1, 2**13), tokens=table)
     assert most_bytes(lambda: plan.spans("tokens")) < column / 8
-    assert most_bytes(lambda: choose_tokens(table, fingerprints, 1024, seed=0)) < 48 * choices.BLOCK < 6 * column
+    assert most_bytes(lambda: choose_tokens(table, fingerprints, 1024, seed=0)) < 80 * store_tokens.BLOCK < 6 * column
 
 
 def complete(path: Path, number: int) -> Path:

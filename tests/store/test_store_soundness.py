@@ -12,11 +12,12 @@ from store_runs import make_plan, make_rows, make_statistics
 
 from sinkscope.discovery import discover
 from sinkscope.errors import StoreError
-from sinkscope.store import soundness
+from sinkscope.store import tokens as store_tokens
 from sinkscope.store.layout import RunPlan, SampleRows
 from sinkscope.store.merge import merge
 from sinkscope.store.reader import RunReader
 from sinkscope.store.soundness import check_plan, check_statistics
+from sinkscope.store.tokens import TOKEN_DTYPES, TokenTable
 from sinkscope.store.writer import RunWriter
 
 
@@ -28,7 +29,8 @@ def poked(array: Any, place: int, value: int) -> Any:
 
 def tokens(name: str, place: int, value: int) -> Callable[[RunPlan], RunPlan]:
     def change(plan: RunPlan) -> RunPlan:
-        return replace(plan, tokens=replace(plan.tokens, **{name: poked(getattr(plan.tokens, name), place, value)}))
+        columns = {column: getattr(plan.tokens, column) for column in TOKEN_DTYPES}
+        return replace(plan, tokens=TokenTable.of_columns(**columns | {name: poked(columns[name], place, value)}))
 
     return change
 
@@ -84,7 +86,7 @@ def test_a_plan_that_cannot_be_is_refused(name: str) -> None:
 
 
 def test_samples_are_checked_over_the_ends_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(soundness, "BLOCK", 10)
+    monkeypatch.setattr(store_tokens, "BLOCK", 10)
     check_plan(make_plan())
     with pytest.raises(ValueError, match="/tokens/sample"):
         check_plan(tokens("sample", 10, 2)(make_plan()))

@@ -1,9 +1,8 @@
 """Run files with all their checksums in order whose contents cannot be true."""
 
-import dataclasses
 import random
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,10 @@ import numpy as np
 from benchmarks.faults.malformed.base import run_file
 from benchmarks.faults.malformed.forging import seal_again
 from sinkscope.store.integrity import CommitRecord, checksum, header_checksum, statistics_checksum
-from sinkscope.store.layout import STATUS_COMPLETE, RunPlan, Statistics, TokenTable, row_layout
+from sinkscope.store.layout import STATUS_COMPLETE, RunPlan, Statistics, row_layout
 from sinkscope.store.reader import RunReader
 from sinkscope.store.structure import create_file, normalised, write_statistics
+from sinkscope.store.tokens import TOKEN_DTYPES, TokenTable
 
 ODD_JSON: tuple[Any, ...] = (
     None,
@@ -52,6 +52,16 @@ ODD_TEXT = (
 )
 ODD_INTEGERS = (-(2**31), -1, 0, 1, 7, 41, 2**31 - 1)
 ODD_NUMBERS = (float("nan"), float("inf"), -1.0, 0.0, 1e308)
+
+
+@dataclass(frozen=True)
+class _LyingTable(TokenTable):
+    """A table whose columns do not fit together."""
+
+    columns: dict[str, Any] = field(default_factory=dict)
+
+    def blocks(self, name: str) -> Iterator[tuple[slice, Any]]:
+        yield slice(None), self.columns[name]
 
 
 @dataclass(frozen=True)
@@ -133,11 +143,13 @@ def _size(plan: RunPlan, generator: random.Random) -> RunPlan:
 
 def _tokens(plan: RunPlan, generator: random.Random) -> RunPlan:
     name = generator.choice(["id", "position", "sample", "kind"])
-    columns = {entry.name: getattr(plan.tokens, entry.name).copy() for entry in dataclasses.fields(plan.tokens)}
+    columns = {name: getattr(plan.tokens, name).copy() for name in TOKEN_DTYPES}
     _poke(columns[name], generator)
     if generator.random() < 0.2:
-        columns = {name: column[: generator.randrange(len(column) + 1)] for name, column in columns.items()}
-    return replace(plan, tokens=TokenTable(**columns))
+        kept = generator.randrange(len(plan.tokens) + 1)
+        columns = {name: column[:kept] for name, column in columns.items()}
+    lengths = np.diff(np.searchsorted(columns["sample"], np.arange(plan.num_samples + 1)))
+    return replace(plan, tokens=_LyingTable(columns["id"], columns["kind"], lengths, columns["position"], columns))
 
 
 def _rows_of(name: str) -> Callable[[RunPlan, random.Random], RunPlan]:
