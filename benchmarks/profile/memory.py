@@ -13,7 +13,8 @@ from benchmarks.process_memory import memory, reset_peak
 from benchmarks.profile.forms import store
 from benchmarks.profile.subjects import load, prepared, texts
 from sinkscope.backbone.running import forward
-from sinkscope.capture.encode import encode, model_inputs
+from sinkscope.capture.encode import encode_each, model_inputs
+from sinkscope.capture.encoded import EncodedSamples
 from sinkscope.capture.planning import make_batches
 from sinkscope.capture.settings import CaptureSettings
 
@@ -48,7 +49,7 @@ def print_peak(form: str, name: str, tokens: int | None) -> None:
     loaded, samples = load(name), texts(tokens)
 
     def alone() -> None:
-        encoded = encode(loaded, samples, CaptureSettings().max_length)
+        encoded = EncodedSamples.gather(encode_each(loaded, samples, CaptureSettings().max_length))
         for batch in make_batches(encoded, frozenset(), CaptureSettings()):
             forward(loaded.model, model_inputs(loaded, [encoded[sample] for sample in batch])[0])
 

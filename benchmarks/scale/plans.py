@@ -49,7 +49,7 @@ def plans() -> dict[str, Any]:
     return {name: line(entry) for name, entry in points.items()} | {
         "bytes of a text for each token": characters / ids,
         "tokens of a batch": statistics.mean(
-            sum(len(largest.samples[number]) for number in batch) for batch in largest.batches
+            int(largest.run.tokens.lengths[list(batch)].sum()) for batch in largest.batches
         ),
         "tokens of a sample": len(largest.run.tokens) / largest.run.num_samples,
         "microseconds to deal a batch": {

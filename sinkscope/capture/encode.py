@@ -1,6 +1,6 @@
 """From calibration samples to token ids and model inputs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,7 +49,14 @@ class EncodedSample:
 def encode(
     loaded: LoadedModel, samples: Sequence[Sample], max_length: int, chat_template: bool | None = None
 ) -> list[EncodedSample]:
-    """Encode samples in their order; a text longer than `max_length` tokens becomes several pieces.
+    """Encode samples in their order, as `encode_each` does, with its errors."""
+    return list(encode_each(loaded, samples, max_length, chat_template))
+
+
+def encode_each(
+    loaded: LoadedModel, samples: Sequence[Sample], max_length: int, chat_template: bool | None = None
+) -> Iterator[EncodedSample]:
+    """Encode samples in their order, one by one; a text longer than `max_length` tokens becomes several pieces.
 
     `chat_template` is that of `CaptureSettings`.
 
@@ -66,28 +73,25 @@ def encode(
     if chat_template and not has_chat_template(loaded):
         raise InputError(f"{loaded.model_id} has no chat template; leave --chat-template out")
     max_length = min(max_length, position_limit(loaded))
-    encoded: list[EncodedSample] = []
-    for sample in samples:
-        if sample.text is not None:
-            pieces = (
-                chat_pieces(loaded, sample.text, max_length)
-                if chat_template
-                else encode_text(loaded.tokenizer, sample.text, max_length)
-            )
-            encoded += [EncodedSample(ids, token_kinds(loaded, ids)) for ids in pieces]
-        else:
-            ids = image_inputs(loaded, sample, chat_template)["input_ids"][0].numpy().astype(np.int32)
-            encoded.append(EncodedSample(ids, token_kinds(loaded, ids), sample, chat_template))
-    if not encoded:
-        raise InputError("the calibration data hold no tokens; give texts or pictures")
     embeddings = getattr(loaded.model, "get_input_embeddings", lambda: None)()
-    known, largest = getattr(embeddings, "num_embeddings", None), max(int(sample.ids.max()) for sample in encoded)
-    if known is not None and largest >= known:
-        raise InputError(
-            f"the tokenizer of {loaded.model_id} gives token id {largest}, but the model knows {known} tokens; give "
-            "the model its own tokenizer"
-        )
-    return encoded
+    known, found = getattr(embeddings, "num_embeddings", None), False
+    for sample in samples:
+        if sample.text is None:
+            source, pieces = sample, [image_inputs(loaded, sample, chat_template)["input_ids"][0].numpy()]
+        elif chat_template:
+            source, pieces = None, chat_pieces(loaded, sample.text, max_length)
+        else:
+            source, pieces = None, encode_text(loaded.tokenizer, sample.text, max_length)
+        for ids in pieces:
+            if known is not None and (largest := int(ids.max())) >= known:
+                raise InputError(
+                    f"the tokenizer of {loaded.model_id} gives token id {largest}, but the model knows {known} tokens; "
+                    "give the model its own tokenizer"
+                )
+            ids, found = ids.astype(np.int32, copy=False), True
+            yield EncodedSample(ids, token_kinds(loaded, ids), source, chat_template if source else None)
+    if not found:
+        raise InputError("the calibration data hold no tokens; give texts or pictures")
 
 
 def position_limit(loaded: LoadedModel) -> int:
@@ -157,10 +161,10 @@ def token_kinds(loaded: LoadedModel, ids: NDArray[np.int32]) -> NDArray[np.uint8
     return kinds
 
 
-def token_texts(tokenizer: Any, ids: NDArray[np.int32]) -> dict[int, str]:
-    """Text of every distinct id, with the leading space that belongs to the token."""
+def token_texts(tokenizer: Any, ids: Iterable[int]) -> dict[int, str]:
+    """Text of every id, with the leading space that belongs to the token."""
     texts = {}
-    for identifier in np.unique(ids).tolist():
+    for identifier in ids:
         text = tokenizer.decode([identifier], skip_special_tokens=False, clean_up_tokenization_spaces=False)
         token = tokenizer.convert_ids_to_tokens(identifier)
         # SentencePiece tokenizers strip the space that starts a decoded text.

@@ -100,7 +100,7 @@ class Passes:
 
     def __call__(self, batch: tuple[int, ...]) -> Iterator[RowsOf]:
         """Run a batch, in halves where it does not fit; for each part, a function that waits for its rows."""
-        positions = len(batch) * max(len(self.plan.samples[sample]) for sample in batch)
+        positions = self.plan.positions(batch)
         fits = self.most is None or positions <= self.most or len(batch) == 1
         if fits and (rows := self._one(batch, positions)) is not None:
             yield rows
@@ -137,9 +137,10 @@ class Passes:
 
     def _pass(self, batch: tuple[int, ...]) -> RowsOf:
         """One forward pass; a function that waits for the rows of its samples."""
-        inputs, valid = model_inputs(self.loaded, [self.plan.samples[sample] for sample in batch])
+        samples = [self.plan.samples[sample] for sample in batch]
+        inputs, valid = model_inputs(self.loaded, samples)
         module = self.loaded.model
-        if not self.plan.samples[batch[0]].has_images:
+        if not samples[0].has_images:
             module, inputs = self.entry.module, self.entry.complete(inputs)
         attended = batch[0] in self.plan.attended
         self.collector.begin(batch, valid)

@@ -4,11 +4,10 @@ import hashlib
 import importlib.metadata
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from sinkscope.backbone.loading import LoadedModel
@@ -16,12 +15,12 @@ from sinkscope.backbone.placement import parameter_values, plain_tensors
 from sinkscope.backbone.running import model_dtype
 from sinkscope.calibration import Sample, fingerprint
 from sinkscope.capture.chat import chat_bos_policy
-from sinkscope.capture.encode import EncodedSample, bos_policy, encode, token_texts
+from sinkscope.capture.encode import bos_policy, encode_each, token_texts
+from sinkscope.capture.encoded import EncodedSamples
 from sinkscope.capture.settings import BATCH_TOKENS, CaptureSettings
 from sinkscope.errors import InputError
 from sinkscope.store.choices import choose_samples, choose_tokens, kept_budget
-from sinkscope.store.layout import ATTENTION_MEASURED, KIND_NAMES, KIND_VISUAL, RunAttributes, RunPlan
-from sinkscope.store.tokens import TokenTable
+from sinkscope.store.layout import ATTENTION_MEASURED, KIND_NAMES, RunAttributes, RunPlan
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class CapturePlan:
     ----------
     run : RunPlan
         What the run file is made from.
-    samples : tuple of EncodedSample
+    samples : EncodedSamples
         By sample number.
     batches : tuple of tuples of int
         Sample numbers of every batch, in the order of computation.
@@ -41,9 +40,13 @@ class CapturePlan:
     """
 
     run: RunPlan
-    samples: tuple[EncodedSample, ...]
+    samples: EncodedSamples
     batches: tuple[tuple[int, ...], ...]
     attended: frozenset[int]
+
+    def positions(self, batch: Sequence[int]) -> int:
+        """Positions of a batch, padding included."""
+        return len(batch) * int(self.run.tokens.lengths[list(batch)].max())
 
 
 def make_plan(
@@ -69,19 +72,12 @@ def make_plan(
     if not samples:
         raise InputError("there are no calibration samples; give texts or pictures")
     used = spread(samples, settings.max_samples)
-    encoded = within_budget(encode(loaded, used, settings.max_length, settings.chat_template), settings)
-    lengths = np.array([len(sample) for sample in encoded], np.int32)
-    ids = np.concatenate([sample.ids for sample in encoded])
-    tokens = TokenTable(ids, np.concatenate([sample.kinds for sample in encoded]), lengths)
-    # The samples' own arrays are given up for parts of the table, so that tokens are in memory once.
-    encoded = [
-        replace(sample, ids=tokens.id[start : start + len(sample)], kinds=tokens.kind[start : start + len(sample)])
-        for sample, start in zip(encoded, tokens.edges.tolist(), strict=False)
-    ]
-    fingerprints = np.array([sample.fingerprint() for sample in encoded], np.uint64)
-    attended = choose_attended(encoded, fingerprints, settings) if attention == ATTENTION_MEASURED else frozenset()
+    encoded = EncodedSamples.gather(encode_each(loaded, used, settings.max_length, settings.chat_template))
+    encoded = within_budget(encoded, settings)
+    tokens, fingerprints = encoded.tokens, encoded.fingerprints
+    attended = choose_attended(encoded, settings) if attention == ATTENTION_MEASURED else frozenset()
     batches = make_batches(encoded, attended, settings)
-    counts = [int((tokens.kind == kind).sum()) for kind in range(len(KIND_NAMES))]
+    counts = tokens.count_kinds(len(KIND_NAMES)).tolist()
     attributes = RunAttributes(
         model_id=loaded.model_id,
         revision=loaded.revision,
@@ -118,7 +114,7 @@ def make_plan(
     run = RunPlan(
         attributes,
         tokens,
-        token_texts(loaded.tokenizer, ids),
+        token_texts(loaded.tokenizer, tokens.distinct_ids().tolist()),
         np.array([sample for batch in batches for sample in batch], np.int32),
         choose_tokens(tokens, fingerprints, kept_budget(settings.to_json()), settings.seed),
         tokens.rows_of(sorted(attended)),
@@ -128,7 +124,7 @@ def make_plan(
         fingerprints=fingerprints,
         peak_states=settings.peak_states,
     )
-    return CapturePlan(run, tuple(encoded), batches, attended)
+    return CapturePlan(run, encoded, batches, attended)
 
 
 def spread(samples: Sequence[Sample], number: int | None) -> list[Sample]:
@@ -139,47 +135,43 @@ def spread(samples: Sequence[Sample], number: int | None) -> list[Sample]:
     return [samples[int(place)] for place in places]
 
 
-def within_budget(encoded: list[EncodedSample], settings: CaptureSettings) -> list[EncodedSample]:
+def within_budget(encoded: EncodedSamples, settings: CaptureSettings) -> EncodedSamples:
     """A seeded choice of whole samples with at most `max_tokens` tokens together, but at least one sample."""
     if settings.max_tokens is None:
         return encoded
     generator = np.random.default_rng(settings.seed)
+    lengths = encoded.tokens.lengths.tolist()
     kept: list[int] = []
     left = settings.max_tokens
     for number in generator.permutation(len(encoded)).tolist():
-        if len(encoded[number]) <= left:
+        if lengths[number] <= left:
             kept.append(number)
-            left -= len(encoded[number])
-    if not kept:
-        kept = [min(range(len(encoded)), key=lambda number: len(encoded[number]))]
-    return [encoded[number] for number in sorted(kept)]
+            left -= lengths[number]
+    return encoded.take(sorted(kept) or [lengths.index(min(lengths))])
 
 
-def choose_attended(
-    encoded: Sequence[EncodedSample], fingerprints: NDArray[np.uint64], settings: CaptureSettings
-) -> frozenset[int]:
+def choose_attended(encoded: EncodedSamples, settings: CaptureSettings) -> frozenset[int]:
     """The samples whose attention is measured: seeded, with visual tokens and without, of those with later queries."""
     chosen: set[int] = set()
     for visual, number in ((False, settings.attention_texts), (True, settings.attention_images)):
-        candidates = [
-            i for i, sample in enumerate(encoded) if (KIND_VISUAL in sample.kinds) == visual and len(sample) > 1
-        ]
-        chosen |= set(choose_samples(np.array(candidates, np.int64), fingerprints, number, settings.seed).tolist())
+        candidates = np.flatnonzero((encoded.visual == visual) & (encoded.tokens.lengths > 1))
+        chosen |= set(choose_samples(candidates, encoded.fingerprints, number, settings.seed).tolist())
     return frozenset(chosen)
 
 
 def make_batches(
-    encoded: Sequence[EncodedSample], attended: frozenset[int], settings: CaptureSettings
+    encoded: EncodedSamples, attended: frozenset[int], settings: CaptureSettings
 ) -> tuple[tuple[int, ...], ...]:
     """Texts of similar length together, up to `batch_tokens` with padding; pictures one by one; in a seeded order."""
     limit = settings.batch_tokens or BATCH_TOKENS
-    batches: list[tuple[int, ...]] = [(i,) for i, sample in enumerate(encoded) if sample.has_images]
+    lengths = encoded.tokens.lengths
+    batches: list[tuple[int, ...]] = [(i,) for i in encoded.pictures]
     for group in (True, False):
-        texts = [i for i, sample in enumerate(encoded) if not sample.has_images and (i in attended) == group]
+        texts = (i for i in range(len(encoded)) if i not in encoded.pictures and (i in attended) == group)
         current: list[int] = []
-        for number in sorted(texts, key=lambda i: (-len(encoded[i]), i)):
+        for number in sorted(texts, key=lambda i: (-lengths[i], i)):
             # Sorted down, so the first sample of a batch is its longest.
-            if current and len(encoded[current[0]]) * (len(current) + 1) > limit:
+            if current and lengths[current[0]] * (len(current) + 1) > limit:
                 batches.append(tuple(current))
                 current = []
             current.append(number)

@@ -22,24 +22,23 @@ def share_of(plan: CapturePlan, rank: int, ranks: int) -> CapturePlan | None:
     renumbered = {int(number): place for place, number in enumerate(numbers)}
     turns = np.argsort(run.order)[numbers]
     chosen = np.isin(np.arange(run.num_samples), numbers)
-    tokens = run.tokens.take(chosen)
-    tokens = replace(tokens, lengths=tokens.lengths[numbers])
-    texts = {identifier: run.token_text[identifier] for identifier in np.unique(tokens.id).tolist()}
+    samples = plan.samples.take(numbers.tolist())
+    texts = {identifier: run.token_text[identifier] for identifier in samples.tokens.distinct_ids().tolist()}
     used = min(ranks, len(plan.batches))
     calibration = {**run.attributes.calibration, "part": {"rank": rank, "ranks": used}}
     return CapturePlan(
         replace(
             run,
             attributes=replace(run.attributes, calibration=calibration),
-            tokens=tokens,
+            tokens=samples.tokens,
             token_text=texts,
             order=np.array([renumbered[number] for batch in batches for number in batch], np.int32),
             sampled_tokens=_own(run.tokens.taken(chosen, run.sampled_tokens)),
             attention_tokens=_own(run.tokens.taken(chosen, run.attention_tokens)),
-            fingerprints=run.fingerprints[numbers],
+            fingerprints=samples.fingerprints,
             part=np.stack([numbers, turns]).astype(np.int32),
         ),
-        tuple(plan.samples[number] for number in numbers),
+        samples,
         tuple(tuple(renumbered[number] for number in batch) for batch in batches),
         frozenset(renumbered[number] for number in plan.attended if number in renumbered),
     )
@@ -56,5 +55,5 @@ def deal(plan: CapturePlan, ranks: int) -> list[list[tuple[int, ...]]]:
     for batch in plan.batches:
         tokens, rank = waiting[0]
         dealt[rank].append(batch)
-        heapq.heapreplace(waiting, (tokens + len(batch) * max(len(plan.samples[number]) for number in batch), rank))
+        heapq.heapreplace(waiting, (tokens + plan.positions(batch), rank))
     return dealt

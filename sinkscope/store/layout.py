@@ -266,7 +266,7 @@ class RunPlan:
         return len(self.order)
 
     def spans(self, name: str) -> NDArray[np.int64]:
-        """First and one-past-last row of every sample in a row dataset, int64 [samples, 2]."""
+        """First and one-past-last row of every sample in a row dataset, int64 [samples, 2], not to be written to."""
         edges = self.tokens.edges
         if name.startswith("sampled/"):
             edges = np.searchsorted(self.sampled_tokens, edges)
@@ -274,7 +274,7 @@ class RunPlan:
             edges = np.searchsorted(self.attention_tokens, edges)
         elif name.startswith("peaks/"):
             edges = np.arange(self.num_samples + 1)
-        return np.stack([edges[:-1], edges[1:]], axis=1)
+        return np.lib.stride_tricks.sliding_window_view(edges, 2)
 
 
 def statistics_layout(plan: RunPlan) -> dict[str, tuple[tuple[int, ...], str]]:

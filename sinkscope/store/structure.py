@@ -193,12 +193,7 @@ def normalised(plan: RunPlan) -> RunPlan:
     return replace(
         plan,
         attributes=attributes,
-        tokens=replace(
-            plan.tokens,
-            id=np.ascontiguousarray(plan.tokens.id, np.int32),
-            kind=np.ascontiguousarray(plan.tokens.kind, np.uint8),
-            lengths=np.ascontiguousarray(plan.tokens.lengths, np.int32),
-        ),
+        tokens=replace(plan.tokens, lengths=np.ascontiguousarray(plan.tokens.lengths, np.int32)),
         token_text=texts,
         order=np.ascontiguousarray(plan.order, np.int32),
         sampled_tokens=np.ascontiguousarray(plan.sampled_tokens, np.int64),

@@ -19,8 +19,8 @@ BLOCK = 2**15
 class TokenTable:
     """The calibration tokens, ordered by sample and position.
 
-    What follows from the lengths of the samples is made when it is asked for, so that a run over many tokens holds
-    five bytes of each.
+    What follows from the lengths of the samples is made when it is asked for. While a run is made, `id` and `kind` may
+    lie on the disk, see `Spool`; whoever may have many of them goes through them by `blocks`.
 
     Attributes
     ----------
@@ -109,6 +109,18 @@ class TokenTable:
             else:
                 block = getattr(self, name)[rows]
             yield rows, block.astype(TOKEN_DTYPES[name], copy=False)
+
+    def distinct_ids(self) -> NDArray[np.int32]:
+        """All ids, each once, ascending."""
+        found = np.zeros(0, np.int32)
+        for _, block in self.blocks("id"):
+            found = np.union1d(found, block)
+        return found
+
+    def count_kinds(self, kinds: int) -> NDArray[np.int64]:
+        """Number of tokens of each of so many kinds."""
+        counts = (np.bincount(block, minlength=kinds) for _, block in self.blocks("kind"))
+        return np.sum([np.zeros(kinds, np.int64), *counts], axis=0)
 
     def take(self, chosen: NDArray[np.bool_]) -> "TokenTable":
         """The table of the chosen samples, bool [samples]; the others keep their numbers and have no tokens."""

@@ -11,7 +11,6 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sinkscope.errors import DiskError, StoreError
 from sinkscope.store.integrity import CommitRecord, checksum, statistics_checksum
@@ -44,6 +43,7 @@ from sinkscope.store.structure import (
     read_text,
     short_attention,
 )
+from sinkscope.store.tokens import TOKEN_DTYPES
 
 REPEATED = ("status", "attention")
 """Attributes that repeat the commit record for other tools; readers here trust the record."""
@@ -281,12 +281,11 @@ def refuse_difference(path: Path, found: RunPlan, wanted: RunPlan) -> None:
                 f"{path} is a run with {name} {shown(before)}, not {shown(now)}; repeat its settings to resume it, "
                 "or choose another --run"
             )
-    for name, first, second in _tables(found, wanted):
-        if not np.array_equal(first, second):
-            raise StoreError(
-                f"{path} is a run over other tokens ({name} differ: {len(first)} and {len(second)} entries); repeat "
-                "its tokenizer and calibration data to resume it, or choose another --run"
-            )
+    if different := _different_table(found, wanted):
+        raise StoreError(
+            f"{path} is a run over other tokens ({different}); repeat its tokenizer and calibration data to resume it, "
+            "or choose another --run"
+        )
     if not np.array_equal(found.attention_tokens, wanted.attention_tokens):
         raise StoreError(
             f"{path} is a run with attention of {len(found.attention_tokens)} tokens, not "
@@ -310,16 +309,22 @@ def compared(found: RunPlan, wanted: RunPlan) -> Iterable[tuple[str, Any, Any]]:
         yield name, getattr(found, name), getattr(wanted, name)
 
 
-def _tables(found: RunPlan, wanted: RunPlan) -> Iterable[tuple[str, NDArray[Any], NDArray[Any]]]:
-    """Name and both values of the tables that must match."""
+def _different_table(found: RunPlan, wanted: RunPlan) -> str | None:
+    """The first table that does not match, with its entries."""
     one, other = found.tokens, wanted.tokens
-    yield "tokens.id", one.id, other.id
-    yield "tokens.sample", one.lengths, other.lengths
-    yield "tokens.kind", one.kind, other.kind
-    for (_, first), (_, second) in zip(one.blocks("position"), other.blocks("position"), strict=True):
-        yield "tokens.position", first, second
+    if len(one) != len(other):
+        return f"{len(one):,} and {len(other):,} tokens"
+    if not np.array_equal(one.lengths, other.lengths):
+        return f"samples of other lengths, {len(one.lengths):,} and {len(other.lengths):,}"
+    for name in TOKEN_DTYPES:
+        blocks = zip(one.blocks(name), other.blocks(name), strict=True)
+        if not all(np.array_equal(first, second) for (_, first), (_, second) in blocks):
+            return f"other {name}s of {len(one):,} tokens"
     for name in ("fingerprints", "order", "sampled_tokens"):
-        yield name, getattr(found, name), getattr(wanted, name)
+        first, second = getattr(found, name), getattr(wanted, name)
+        if not np.array_equal(first, second):
+            return f"{name} differ: {len(first):,} and {len(second):,} entries"
+    return None
 
 
 def shown(value: Any) -> str:

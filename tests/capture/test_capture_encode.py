@@ -8,6 +8,7 @@ from PIL import Image
 from sinkscope.backbone.loading import LoadedModel
 from sinkscope.calibration import Sample
 from sinkscope.capture.encode import bos_policy, encode, encode_text, model_inputs, token_texts
+from sinkscope.capture.encoded import EncodedSamples
 from sinkscope.capture.planning import make_batches, spread, within_budget
 from sinkscope.capture.settings import CaptureSettings
 from sinkscope.errors import InputError
@@ -64,7 +65,7 @@ def test_kinds_and_token_texts(llava: LoadedModel) -> None:
     begins = [sample for sample in encoded[1:] if sample.ids[0] == BOS]
     assert 0 < len(begins) < 20
     assert {tuple(sample.kinds.tolist()) for sample in begins} <= {(1, *[0] * 6), (1, *[0] * 7)}
-    texts_found = token_texts(llava.tokenizer, np.concatenate([sample.ids for sample in encoded]))
+    texts_found = token_texts(llava.tokenizer, {identifier for sample in encoded for identifier in sample.ids.tolist()})
     assert texts_found[3] == IMAGE_TOKEN
     assert texts_found[llava.tokenizer.convert_tokens_to_ids("\n")] == "\n"
 
@@ -99,7 +100,7 @@ def test_batches_hold_every_sample_once_within_the_budget(llava: LoadedModel) ->
     samples = [Sample(text="a" * int(size)) for size in generator.integers(2, 60, size=40)]
     samples.insert(7, Sample(images=(Image.new("RGB", (8, 8)),)))
     settings = CaptureSettings(batch_tokens=128, seed=1)
-    encoded = encode(llava, samples, 64)
+    encoded = EncodedSamples.gather(encode(llava, samples, 64))
     attended = frozenset(range(0, 41, 2))
     batches = make_batches(encoded, attended, settings)
     assert sorted(sample for batch in batches for sample in batch) == list(range(41))
@@ -115,9 +116,9 @@ def test_limits_on_samples_and_tokens(llama: LoadedModel) -> None:
     samples = [Sample(text="a" * (number + 1)) for number in range(10)]
     assert [sample.text for sample in spread(samples, 2)] == ["aaa", "a" * 8]
     assert spread(samples, 50) == samples
-    encoded = within_budget(encode(llama, samples, 64), CaptureSettings(max_tokens=20))
-    assert 10 < sum(len(sample) for sample in encoded) <= 20
-    assert len(within_budget(encode(llama, samples, 64), CaptureSettings(max_tokens=1))) == 1
+    encoded = EncodedSamples.gather(encode(llama, samples, 64))
+    assert 10 < sum(len(sample) for sample in within_budget(encoded, CaptureSettings(max_tokens=20))) <= 20
+    assert len(within_budget(encoded, CaptureSettings(max_tokens=1))) == 1
 
 
 @pytest.mark.parametrize(

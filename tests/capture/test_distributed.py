@@ -138,7 +138,7 @@ def test_shares_are_the_whole_and_are_even(llama: LoadedModel) -> None:
         numbers = [share.run.part[0] for share in shares]  # type: ignore[index]
         assert sorted(np.concatenate(numbers).tolist()) == list(range(len(plan.samples)))
         for share, number in zip(shares, numbers, strict=True):
-            assert [plan.samples[i] for i in number] == list(share.samples)
+            assert [plan.samples[i].ids.tolist() for i in number] == [sample.ids.tolist() for sample in share.samples]
             assert {int(number[i]) for i in share.attended} == plan.attended & set(number.tolist())
         assert sum(len(share.run.sampled_tokens) for share in shares) == len(plan.run.sampled_tokens)
         assert sum(len(share.run.attention_tokens) for share in shares) == len(plan.run.attention_tokens)

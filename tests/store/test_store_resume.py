@@ -135,8 +135,14 @@ def test_resume_refuses_other_tokens(tmp_path: Path) -> None:
     path, plan = tmp_path / "run.h5", make_plan()
     RunWriter.create(path, plan).close()
     tokens = replace(plan.tokens, id=plan.tokens.id + 1)
-    with pytest.raises(StoreError, match=r"other tokens \(tokens\.id differ"):
+    with pytest.raises(StoreError, match=r"other tokens \(other ids of 60 tokens\)"):
         RunWriter.resume(path, replace(plan, tokens=tokens))
+    with pytest.raises(StoreError, match=r"other tokens \(samples of other lengths, 6 and 6\)"):
+        RunWriter.resume(
+            path, replace(plan, tokens=replace(plan.tokens, lengths=np.array([11, 9, *[10] * 4], np.int32)))
+        )
+    with pytest.raises(StoreError, match=r"other tokens \(60 and 54 tokens\)"):
+        RunWriter.resume(path, replace(plan, tokens=make_plan(length=9).tokens))
     with pytest.raises(StoreError, match="attention of 30 tokens, not 0"):
         RunWriter.resume(path, replace(plan, attention_tokens=plan.attention_tokens[:0]))
 
