@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
@@ -55,6 +56,7 @@ FAILURES = (
 class LoadedModel:
     """A model with what is needed to feed it.
 
+    `revision` is the one that was asked for, or the commit that the hub gave without one; None for a folder or file.
     `processor` is None for text-only models, and for multimodal ones whose processor cannot be had here;
     `processor_error` then says why. Such a model can be profiled on texts. `note` is what a user should know about how
     it was loaded, if anything.
@@ -141,7 +143,15 @@ def load(
     note = None
     if left := offloaded_bytes(model):
         note = f"{left / 2**20:,.1f} MiB of weights do not fit into memory; every pass brings them in anew (slow)"
-    return LoadedModel(model.eval(), tokenizer, processor, anatomy, name, revision, processor_error, note)
+    return LoadedModel(
+        model.eval(), tokenizer, processor, anatomy, name, revision or _newest_commit(source), processor_error, note
+    )
+
+
+def _newest_commit(source: str) -> str | None:
+    """The commit of a hub repository that was loaded without a revision; None for a folder or file."""
+    found = None if Path(source).exists() else try_to_load_from_cache(source, "config.json")
+    return Path(found).parent.name if isinstance(found, str) else None
 
 
 def _with_weights(auto: Any, source: str, options: dict[str, Any]) -> tuple[Any, Anatomy]:

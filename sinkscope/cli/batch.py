@@ -43,8 +43,8 @@ def prepare_batch(
     target = AnswerFile(out, resume=resume)
     source = read_questions(path, keep_going=keep_going, answered=target.answered, report=_report)
     known = {"model": model, "revision": revision, **_profile_settings(profile), **settings}
-    # A p or rho that is not given is the profile's, which may not be known yet.
-    target.check({name: value for name, value in known.items() if value is not None or name == "revision"})
+    # A p or rho that is not given is the profile's, and a revision the hub's, which may not be known yet.
+    target.check({name: value for name, value in known.items() if value is not None})
     target.check({"questions_sha256": source.digest})
     return Batch(source, target, settings, keep_going)
 

@@ -24,9 +24,9 @@ from sinkscope.store.layout import (
     RunPlan,
     SampleRows,
     Statistics,
+    file_bytes,
     row_layout,
     statistics_layout,
-    stored_bytes,
 )
 from sinkscope.store.lock import WriterLock
 from sinkscope.store.places import OpenPlaces
@@ -343,7 +343,7 @@ def _check_limits(path: Path, plan: RunPlan) -> None:
 
 
 def _check_space(path: Path, plan: RunPlan) -> None:
-    needed = stored_bytes(plan)
+    needed = file_bytes(plan)
     free = shutil.disk_usage(path.parent).free
     if needed > free:
         raise DiskError(

@@ -9,12 +9,14 @@ from hub_stand_in import Outcome, Repository, save_tiny_llama, serve_hub
 
 from sinkscope.store.reader import RunReader
 
+COMMIT = Repository.commit
 VOCABULARY = 60_000
 """Most of the checkpoint is the embedding, which predicting does not need."""
 CASES: dict[str, tuple[str, list[str]]] = {
     "predicted": ("predict", ["some/other", "--json"]),
     "profiled": ("profile", ["some/tiny", "--revision", "v1.0", "--json"]),
     "resumed": ("profile", ["some/tiny", "--revision", "v1.0", "--resume"]),
+    "newest": ("profile", ["some/tiny"]),
     "another revision": ("profile", ["some/tiny", "--resume"]),
     "missing": ("profile", ["some/nothing"]),
     "revision": ("profile", ["some/tiny", "--revision", "v9"]),
@@ -46,6 +48,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Answers:
     calls = {case: [command, *own, *options[command]] for case, (command, own) in CASES.items()}
     for case in ("missing", "revision", "gated", "stops"):
         calls[case] += ["--run", out / f"{case}.h5"]
+    calls["newest"] += ["--run", out / "newest.h5", "-o", out / "newest.json"]
     repositories = {
         "models/some/tiny": Repository(folder, tags=("v1.0",)),
         "models/some/other": Repository(folder),
@@ -74,7 +77,9 @@ def test_a_profile_names_model_and_revision(answers: Answers) -> None:
     with RunReader(answers.out / "run.h5") as reader:
         assert (reader.attributes.model_id, reader.attributes.revision) == ("some/tiny", "v1.0")
     assert answers.outcomes["resumed"].code == 0, answers.outcomes["resumed"].err
-    answers.outcomes["another revision"].refused("run.h5 is a run with revision 'v1.0', not None")
+    answers.outcomes["another revision"].refused(f"run.h5 is a run with revision 'v1.0', not '{COMMIT}'")
+    assert answers.outcomes["newest"].code == 0, answers.outcomes["newest"].err
+    assert json.loads((answers.out / "newest.json").read_text())["provenance"]["revision"] == COMMIT
 
 
 @pytest.mark.parametrize("case", ["missing", "revision", "gated", "stops"])
