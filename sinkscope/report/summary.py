@@ -178,6 +178,16 @@ def _attention_facts(attention: Mapping[str, Any]) -> list[str]:
     if all(isinstance(rest.get(name), float) for name in names):
         sinks, others = (rest.pop(name) for name in names)
         lines.append(f"a sink token draws {sinks:.0%} of the attention, any other {others:.1%}")
+    figures = ("threshold", "mean_f1", "mean_average_precision")
+    if all(isinstance(rest.get(name), float) for name in figures):
+        level, f1, precision = (rest.pop(name) for name in figures)
+        lines.append(
+            f"tau finds the tokens that draw over {level:.0%} of the attention with F1 {f1:.2f} (average precision "
+            f"{precision:.2f}), mean over the layers"
+        )
+        tokens, queries = rest.pop("tokens", None), rest.pop("minimum_later_queries", None)
+        if isinstance(tokens, int) and isinstance(queries, int):
+            lines.append(f"judged on {tokens:,} tokens with {queries} more, or half of their text, after them")
     return lines + _facts(rest)
 
 

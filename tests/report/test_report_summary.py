@@ -47,6 +47,17 @@ def test_a_measured_profile(profile: Profile) -> None:
     assert "nan" not in text
 
 
+def test_figures_of_attention_are_sentences(profile: Profile) -> None:
+    data = profile.model_dump(mode="json")
+    figures = {"threshold": 0.1, "minimum_later_queries": 40, "tokens": 1234, "mean_f1": 0.994}
+    data["evidence"]["attention"] = figures | {"mean_average_precision": 0.98, "mean_auroc": None}
+    text = flat(text_of(Profile.model_validate(data)))
+    assert "tokens that draw over 10% of the attention with F1 0.99 (average precision 0.98)" in text
+    assert "judged on 1,234 tokens with 40 more, or half of their text, after them" in text
+    data["evidence"]["attention"] = figures | {"mean_f1": None}
+    assert "threshold: 0.1" in flat(text_of(Profile.model_validate(data))), "what cannot be a sentence is still shown"
+
+
 def test_attention_not_measured_is_said(profile: Profile) -> None:
     assert "attention was not measured" in flat(text_of(profile))
     assert "attention was not measured" not in flat(text_of(load_profile("llama-2-7b")))
