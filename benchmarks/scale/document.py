@@ -74,7 +74,11 @@ def slopes(results: dict[str, Any]) -> str:
         ("discovery, over layers", "layer, 8,192 tokens", found["layers"]["seconds"], 1e3, "ms"),
         ("discovery, over width", "dimension, 8 layers", found["width"]["seconds"], 1e3, "ms"),
         ("discovery, over kept states", "token kept", found["sampled"]["seconds"], 1e3, "ms"),
-        ("discovery, memory", "token and layer", found["bytes for each token, by layers"], 1, "B"),
+        ("discovery, a layer read again", "token and layer of the file", found["seconds to read a layer"], 1e9, "ns"),
+        ("discovery, memory until the caches are full", "token, 8 layers", found["tokens"]["bytes"], 1, "B"),
+        ("discovery, memory beyond the caches", "token", found["bytes beyond the caches"], 1, "B"),
+        ("the same for each token, over layers", "layer", found["bytes for each token, by layers"], 1, "B"),
+        ("discovery, memory of the peaks", "dimension and layer", found["bytes for each dimension and layer"], 1, "B"),
         ("fingerprint of the weights", "tensor", weights["fingerprint"], 1e6, "us"),
         ("prediction from the weights", "parameter", weights["predict"], 1e9, "ns"),
     ]

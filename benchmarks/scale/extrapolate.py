@@ -8,6 +8,8 @@ import numpy as np
 
 from benchmarks.scale.passes import BATCH
 from sinkscope.capture.settings import PEAK_STATES, CaptureSettings
+from sinkscope.discovery.pooled import BLOCK
+from sinkscope.discovery.tokens import CACHED_BYTES
 from sinkscope.store.layout import RunAttributes, RunPlan, row_layout, statistics_layout, stored_bytes
 from sinkscope.store.tokens import TokenTable
 
@@ -18,6 +20,8 @@ DEVICE_ROOM, HOST_ROOM, DEVICES_PER_MACHINE = 60e9, 1.8e12, 8
 LINK, DISK = 5e10, 2e9
 """Bytes a second from the host to a device, and to or from the shared folder."""
 SAMPLE_TOKENS, WEIGHT_BYTES = 256, 2
+CACHES = 2.5 * CACHED_BYTES + 64 * BLOCK
+"""Bytes of discovery's caches, full: of rows, of what is computed from them, and of scores in order (as traced)."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +140,7 @@ def run(results: dict[str, Any], model: Model, tokens: int, devices: int) -> dic
         if teams == 1
         else tokens * merges["memory"]["slope"] + (teams + 2) * accumulator_bytes(model),
         "discovery seconds": discovery_seconds(results, model, tokens),
-        "discovery bytes": tokens * max(0.0, at(results["discovery"]["bytes for each token, by layers"], model.layers)),
+        "discovery bytes": discovery_bytes(results["discovery"], model, tokens),
     }
 
 
@@ -146,7 +150,7 @@ def merged_sample(merges: dict[str, Any]) -> float:
 
 
 def discovery_seconds(results: dict[str, Any], model: Model, tokens: int) -> float:
-    """Of tokens times layers, and of the kept states' elements; and of reading what does not stay in memory."""
+    """Of tokens times layers, and of the kept states' elements; and of reading again what the caches cannot hold."""
     found = results["discovery"]
     base = found["base"]
     each = found["tokens"]["seconds"]["slope"] / (base["layers"] + 1)
@@ -155,9 +159,13 @@ def discovery_seconds(results: dict[str, Any], model: Model, tokens: int) -> flo
     rows = tokens * token_bytes(model)
     readings = found["readings of a layer's largest coordinates"] * (model.layers + 1)
     # The rows of a layer lie apart in the file, so that reading those of one layer touches all of it.
-    return computing + (readings * rows / DISK if rows > HOST_ROOM else rows / DISK)
+    again = found["seconds to read a layer"]["slope"] * tokens * (model.layers + 1) if rows > CACHED_BYTES else 0.0
+    return computing + readings * again + (readings * rows / DISK if rows > HOST_ROOM else rows / DISK)
 
 
-def at(fit: dict[str, Any], x: float) -> float:
-    """A point of a line."""
-    return float(fit["intercept"] + fit["slope"] * x)
+def discovery_bytes(found: dict[str, Any], model: Model, tokens: int) -> float:
+    """Of every token, of every dimension and layer, and of the caches as far as the tokens of all layers fill them."""
+    each = found["bytes beyond the caches"]["slope"]
+    kept = (found["tokens"]["bytes"]["slope"] - each) / (found["base"]["layers"] + 1)
+    peaks = found["bytes for each dimension and layer"]["slope"] * (model.layers + 1) * model.width
+    return float(tokens * each + peaks + min(CACHES, kept * tokens * (model.layers + 1)))

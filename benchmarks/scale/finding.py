@@ -1,6 +1,8 @@
 """Discovery over tokens, layers and width; and loading, the weights' fingerprint and their prediction."""
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from benchmarks.scale.fits import least_seconds, line, traced
 from sinkscope.backbone.loading import load as load_model
 from sinkscope.capture.planning import weights_fingerprint
 from sinkscope.capture.synthetic import write_synthetic
-from sinkscope.discovery import discover, tokens
+from sinkscope.discovery import discover, pooled, tokens
 from sinkscope.store.layout import STATUS_RUNNING
 from sinkscope.store.reader import RunReader
 from sinkscope.store.writer import RunWriter
@@ -32,6 +34,8 @@ SWEEPS = {
 AXIS = {"tokens": "count", "width": "width", "layers": "layers", "sampled": "sampled"}
 ATTENDED = 48
 WIDTHS, DEPTHS = (256, 512, 768, 1024), (4, 8, 16, 32)
+WIDE, NARROW = 512, {"width": 64, "sampled": 256}
+"""Where dimensions matter, and where they do not beside the tokens."""
 
 
 def finding() -> dict[str, Any]:
@@ -45,19 +49,41 @@ def finding() -> dict[str, Any]:
                 seconds.append((float(shape[AXIS[name]]), least_seconds(lambda path=path: discover(path))))
                 memory.append((float(shape[AXIS[name]]), float(traced(lambda path=path: discover(path))[1])))
         found[name] = {"seconds": line(seconds), "bytes": line(memory)}
+    found["bytes beyond the caches"] = line(
+        [(float(count), float(small_memory(**NARROW, count=count))) for count in (32768, 65536, 98304, 131072)]
+    )
     found["bytes for each token, by layers"] = line([(float(depth), tokens_memory(depth)) for depth in (4, 8, 16)])
+    found["bytes for each dimension and layer"] = line(
+        [
+            (float(WIDE * (depth + 1)), float(small_memory(width=WIDE, layers=depth, sampled=256)))
+            for depth in DEPTHS[1:]
+        ]
+    )
+    found["seconds to read a layer"] = line([(float(65536 * (depth + 1)), reading(depth)) for depth in DEPTHS])
     found["readings of a layer's largest coordinates"] = readings()
     return found
 
 
 def tokens_memory(layers: int) -> float:
     """Bytes for one more token where the caches, which have a size of their own, hold one layer."""
-    most = []
-    for count in (8192, 24576):
-        with tempfile.TemporaryDirectory() as folder, small_caches():
-            path = synthetic(Path(folder) / "run.h5", **BASE | {"layers": layers, "count": count})
-            most.append((count, traced(lambda path=path: discover(path))[1]))
-    return (most[1][1] - most[0][1]) / (most[1][0] - most[0][0])
+    few, many = (small_memory(**NARROW, layers=layers, count=count) for count in (32768, 98304))
+    return (many - few) / 65536
+
+
+def small_memory(**shape: int) -> int:
+    """Bytes that discovery takes at most where the caches hold one layer."""
+    with tempfile.TemporaryDirectory() as folder, small_caches():
+        path = synthetic(Path(folder) / "run.h5", **BASE | shape)
+        return traced(lambda: discover(path))[1]
+
+
+def reading(layers: int) -> float:
+    """Seconds to read the largest coordinates in one layer of 65,536 tokens; those of all layers lie between them."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = synthetic(Path(folder) / "run.h5", **BASE | NARROW | {"layers": layers, "count": 65536})
+        with RunReader(path) as run:
+            run.largest(0)  # Checks the rows against their checksums.
+            return least_seconds(lambda: run.largest(1))
 
 
 def readings() -> float:
@@ -75,9 +101,11 @@ def readings() -> float:
     return calls[0] / (BASE["layers"] + 1)
 
 
-def small_caches() -> Any:
-    """As small as they are at many tokens."""
-    return patch.object(tokens, "CACHED_BYTES", 0)
+@contextmanager
+def small_caches() -> Iterator[None]:
+    """As small, beside the tokens, as they are at many tokens."""
+    with patch.object(tokens, "CACHED_BYTES", 0), patch.object(pooled, "BLOCK", 2**13):
+        yield
 
 
 def synthetic(path: Path, count: int, width: int, layers: int, sampled: int) -> Path:

@@ -4,7 +4,6 @@ import datetime
 import os
 from pathlib import Path
 
-import numpy as np
 from pydantic import ValidationError
 
 from sinkscope.discovery.description import (
@@ -84,7 +83,6 @@ def public_id(model_id: str) -> str:
 def describe(found: Findings, name: str) -> Profile:
     """The profile that says what was found."""
     attributes = found.run.attributes
-    sample = found.run.tokens.sample.astype(np.int64)
     entries = sink_dimensions(found)
     power = measure_power(found)
     decision, reason = verdict(found, entries, power)
@@ -98,7 +96,7 @@ def describe(found: Findings, name: str) -> Profile:
         companion_dimensions=companions(found),
         all_token_outliers=outlier_dimensions(found),
         content_dimensions=content_dimensions(found),
-        tau=overall_tau(found.bands, found.magnitudes, sample, found.weights, found.width),
+        tau=overall_tau(found.bands, found.magnitudes, found.run.tokens.sample, found.weights, found.width),
         bands=[entry.band for entry in found.bands],
         var=VarDefaults(excluded_layers=[found.num_layers - 1]),
         evidence=Evidence.model_validate(

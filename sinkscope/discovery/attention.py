@@ -57,10 +57,10 @@ def attended_layers(run: RunReader, link: AttentionLink | None) -> NDArray[np.in
     return np.array(known, np.int64) if known and len(known) < run.attributes.num_layers else None
 
 
-def least_later_queries(run: RunReader, settings: DiscoverySettings) -> NDArray[np.int64]:
-    """How many later queries a token needs to be judged, int64 [N]: fewer in short samples, half of their length, so
-    that these can be judged at all."""
-    length = np.bincount(run.tokens.sample)[run.tokens.sample]
+def least_later_queries(run: RunReader, token: NDArray[np.int64], settings: DiscoverySettings) -> NDArray[np.int64]:
+    """How many later queries the tokens [A] need to be judged, int64 [A]: fewer in short samples, half of their length,
+    so that these can be judged at all."""
+    length = np.bincount(run.tokens.sample)[run.tokens.sample[token]]
     return np.minimum(settings.minimum_later_queries, np.maximum(length // 2, FEWEST_LATER_QUERIES))
 
 
@@ -69,7 +69,7 @@ def read_link(run: RunReader, settings: DiscoverySettings) -> tuple[AttentionLin
     table = run.attention
     if table is None:
         return None, run.attributes.attention
-    judged = table.later_queries >= least_later_queries(run, settings)[table.token]
+    judged = table.later_queries >= least_later_queries(run, table.token, settings)
     if judged.sum() < settings.least_judged:
         return None, (
             f"only {int(judged.sum())} tokens have enough later queries ({settings.minimum_later_queries}, or half of "

@@ -32,23 +32,27 @@ def _sink_dimension(found: Findings, sink: Candidate) -> SinkDimension:
             continue
         for layer, mask in entry.flagged.items():
             # In a band of several dimensions, a token belongs to this one where it is fairly large beside the largest.
-            value = found.magnitudes.values(layer, sink.dim)
-            leading = np.max([np.abs(found.magnitudes.values(layer, dim)) for dim in entry.band.dims], axis=0)
-            own = mask & (value**2 >= found.settings.companion_ratio * leading**2)
+            rows = np.flatnonzero(mask)
+            value = found.magnitudes.values(layer, sink.dim, rows)
+            leading = found.magnitudes.leading(layer, entry.band.dims, rows)
+            own = value**2 >= found.settings.companion_ratio * leading**2
             if not own.any():
                 continue
-            union |= own
-            share = value[own] ** 2 / (found.width * found.magnitudes.rms(layer)[own] ** 2)
-            if found.link is not None and found.link.measured(layer) and own[found.link.token].any():
-                drawn.append(float(found.link.drawn[own[found.link.token], layer].mean()))
+            value, rows = value[own], rows[own]
+            union[rows] = True
+            share = value**2 / (found.width * found.magnitudes.rms(layer)[rows] ** 2)
+            if found.link is not None and found.link.measured(layer):
+                judged = np.isin(found.link.token, rows)
+                if judged.any():
+                    drawn.append(float(found.link.drawn[judged, layer].mean()))
             usual = max(found.peaks.typical[layer, sink.dim], 1e-30)
             if np.median(share) > best.get("energy_share", -1.0):
                 best = {
                     "energy_share": min(float(np.median(share)), 1.0),
-                    "typical_value": float(np.median(value[own])),
+                    "typical_value": float(np.median(value)),
                     "phi": float(np.median(np.sqrt(np.minimum(share, 1.0) * found.width))),
-                    "contrast": float(np.median(np.abs(value[own])) / usual),
-                    "sign": int(np.sign(np.median(np.sign(value[own])))),
+                    "contrast": float(np.median(np.abs(value)) / usual),
+                    "sign": int(np.sign(np.median(np.sign(value)))),
                 }
     kinds, examples, visual = triggers(union, found.run.tokens, found.run.token_text)
     layers = np.flatnonzero(sink.core[: found.num_layers])
@@ -74,20 +78,18 @@ def companions(found: Findings) -> list[RejectedDimension]:
     layers = {
         candidate.dim: candidate.linked for candidate in found.candidates if candidate.linked.any()
     } | found.accompanying
-    listed = []
-    for dim, where in layers.items():
-        ratios = [
-            np.median(
-                found.magnitudes.values(layer, dim)[mask] ** 2
-                / found.magnitudes.joint(layer, [dim, *entry.band.dims])[mask] ** 2
-            )
-            for entry in found.bands
-            for layer, mask in entry.flagged.items()
-            if where[layer] and mask.any()
-        ]
-        if dim not in sinks and ratios:
-            said = f"rises on sink tokens, with at most {max(ratios):.2g} of their energy"
-            listed.append((max(ratios), _rejected(dim, where, said)))
+    highest: dict[int, float] = {}
+    for entry in found.bands:
+        for layer, mask in entry.flagged.items():
+            for dim in (dim for dim, where in layers.items() if where[layer] and dim not in sinks and mask.any()):
+                energy = found.magnitudes.values(layer, dim, mask) ** 2
+                ratio = np.median(energy / found.magnitudes.joint(layer, [dim, *entry.band.dims], mask) ** 2)
+                highest[dim] = max(highest.get(dim, ratio), ratio)
+    listed = [
+        (highest[dim], _rejected(dim, where, f"rises on sink tokens, with at most {highest[dim]:.2g} of their energy"))
+        for dim, where in layers.items()
+        if dim in highest
+    ]
     return [entry for _, entry in sorted(listed, key=lambda pair: -pair[0])][:LISTED]
 
 

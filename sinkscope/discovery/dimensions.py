@@ -4,8 +4,9 @@ peaks ──> p-values per layer ──> Simes over layers, Benjamini-Hochberg o
       ──> persistence ──> link to attention ──> energy beside the leading dimension ──> sink | companion | content
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -189,7 +190,7 @@ def drawn_by_massive(link: AttentionLink, magnitudes: TokenMagnitudes, peaks: Pe
     for layer in range(depth):
         if not link.measured(layer):
             continue
-        dims, values = (kept[link.token] for kept in magnitudes.largest_coordinates(layer))
+        dims, values = magnitudes.judged_coordinates(layer)
         massive = np.abs(values) >= peaks.massive_from[layer][dims]
         token, place = np.nonzero(massive)
         of = dims[token, place]
@@ -213,11 +214,10 @@ def accompanying_layers(
     for layer in range(depth):
         if not link.measured(layer) or not link.sink[:, layer].any():
             continue
-        sinks = link.token[link.sink[:, layer]]
-        kept, _ = magnitudes.largest_coordinates(layer)
-        dims, counts = np.unique(kept[sinks], return_counts=True)
-        for dim in dims[counts >= LEAST_PRESENCE * len(sinks)].tolist():
-            split = best_split(np.abs(magnitudes.values(layer, dim))[link.token], link.sink[:, layer])
+        kept, _ = magnitudes.judged_coordinates(layer)
+        dims, counts = np.unique(kept[link.sink[:, layer]], return_counts=True)
+        for dim in dims[counts >= LEAST_PRESENCE * link.sink[:, layer].sum()].tolist():
+            split = best_split(np.abs(magnitudes.judged_values(layer, dim)), link.sink[:, layer])
             if split is not None and split.f1 >= settings.companion_f1:
                 found.setdefault(dim, np.zeros(depth, bool))[layer] = True
     return found
@@ -233,10 +233,15 @@ def find_candidates(
     """Massive dimensions that persist over layers on the same tokens, and those that do not."""
     lasting: list[Candidate] = []
     fleeting: list[int] = []
+    orders = persistence.orders(len(massive.active))
+    rotated = {
+        pair: _rotated(massive, pair, peaks, magnitudes, settings)
+        for pair in sorted({pair for order, _ in orders for pair in pairwise(order.tolist())}, key=lambda pair: pair[1])
+    }
     for dim in massive.dims.tolist():
         held = np.zeros(len(massive.active), bool)
-        for order, minimum in persistence.orders(len(held)):
-            for stretch in _without_rotation(massive.active[:, dim], order, dim, peaks, magnitudes, settings):
+        for order, minimum in orders:
+            for stretch in _without_rotation(massive.active[:, dim], order, dim, rotated):
                 if len(stretch) >= minimum:
                     held[stretch] = True
         if held.any():
@@ -246,26 +251,33 @@ def find_candidates(
     return lasting, fleeting
 
 
+def _rotated(
+    massive: Massive, pair: tuple[int, int], peaks: Peaks, magnitudes: TokenMagnitudes, settings: DiscoverySettings
+) -> set[int]:
+    """The dimensions that are massive in both of two layers, but in the later one on other tokens."""
+    earlier, layer = pair
+    found = set()
+    for dim in massive.dims[massive.active[earlier, massive.dims] & massive.active[layer, massive.dims]].tolist():
+        before = peaks.token[earlier, dim, : peaks.used]
+        now = np.abs(magnitudes.values(layer, dim, before[before >= 0])) >= peaks.massive_from[layer, dim]
+        if not len(now) or now.mean() < settings.kept_tokens:
+            found.add(dim)
+    return found
+
+
 def _without_rotation(
-    active: NDArray[np.bool_],
-    order: NDArray[np.int64],
-    dim: int,
-    peaks: Peaks,
-    magnitudes: TokenMagnitudes,
-    settings: DiscoverySettings,
+    active: NDArray[np.bool_], order: NDArray[np.int64], dim: int, rotated: Mapping[tuple[int, int], set[int]]
 ) -> list[list[int]]:
     """Stretches of layers, consecutive in `order`, over which the same tokens stay large in the dimension."""
     stretches: list[list[int]] = []
     for first, last in runs(active[order]):
         layers = order[first : last + 1].tolist()
         stretch = [layers[0]]
-        for earlier, layer in pairwise(layers):
-            before = peaks.token[earlier, dim, : peaks.used]
-            now = np.abs(magnitudes.values(layer, dim)[before[before >= 0]]) >= peaks.massive_from[layer, dim]
-            if not len(now) or now.mean() < settings.kept_tokens:
+        for pair in pairwise(layers):
+            if dim in rotated[pair]:
                 stretches.append(stretch)
                 stretch = []
-            stretch.append(layer)
+            stretch.append(pair[1])
         stretches.append(stretch)
     return stretches
 
@@ -320,18 +332,17 @@ def judge_energy(
     for candidate in candidates:
         candidate.energy_ratio = np.full(depth, np.nan)
     for layer in range(depth):
-        present = [candidate for candidate in candidates if candidate.linked[layer]]
+        present = {candidate.dim: candidate for candidate in candidates if candidate.linked[layer]}
         if not present:
             continue
-        energy = {
-            dim: np.maximum(np.abs(magnitudes.values(layer, dim)) - peaks.ordinary[layer, dim], 0.0) ** 2
-            for dim in (candidate.dim for candidate in present)
-        }
-        leading = np.max(list(energy.values()), axis=0)
-        for candidate in present:
-            own = energy[candidate.dim]
-            sinks = np.abs(magnitudes.values(layer, candidate.dim)) >= peaks.massive_from[layer, candidate.dim]
-            ratio = own[sinks] / np.maximum(leading[sinks], np.finfo(np.float64).tiny)
+        # One dimension after another: their number has no bound, and they have as many values as there are tokens.
+        excess = (np.abs(magnitudes.values(layer, dim)) - peaks.ordinary[layer, dim] for dim in present)
+        leading = reduce(np.maximum, (np.maximum(value, 0.0) ** 2 for value in excess))
+        for dim, candidate in present.items():
+            value = np.abs(magnitudes.values(layer, dim))
+            sinks = value >= peaks.massive_from[layer, dim]
+            own = np.maximum(value[sinks] - peaks.ordinary[layer, dim], 0.0) ** 2
+            ratio = own / np.maximum(leading[sinks], np.finfo(np.float64).tiny)
             candidate.energy_ratio[layer] = float(np.median(ratio)) if len(ratio) else 0.0
     for candidate in candidates:
         with np.errstate(invalid="ignore"):

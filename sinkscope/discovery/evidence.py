@@ -35,7 +35,7 @@ def attention_evidence(found: Findings) -> dict[str, Any]:
             if not link.measured(layer):
                 continue
             flagged, drawn, sink = mask[link.token], link.drawn[:, layer], link.sink[:, layer]
-            score = magnitudes.joint(layer, entry.band.dims)[link.token]
+            score = magnitudes.judged_joint(layer, entry.band.dims)
             both = int((flagged & sink).sum())
             total = int(flagged.sum() + sink.sum())
             rows.append(
@@ -80,7 +80,12 @@ def sinks_by_kind(found: Findings) -> list[dict[str, Any]]:
     tokens = found.run.tokens
     entries = []
     for entry in found.bands:
-        union = np.any(list(entry.flagged.values()), axis=0)
+        union = np.zeros(len(tokens), bool)
+        judged: dict[int, NDArray[np.bool_]] = {}
+        for layer, flagged in entry.flagged.items():
+            union |= flagged
+            if found.link is not None and found.link.measured(layer):
+                judged[layer] = flagged[found.link.token]
         energy = found.magnitudes.joint(0, entry.band.dims) ** 2
         share = energy / (found.width * np.maximum(found.magnitudes.rms(0), np.finfo(np.float32).tiny) ** 2)
         visual = tokens.kind == KIND_VISUAL
@@ -90,9 +95,9 @@ def sinks_by_kind(found: Findings) -> list[dict[str, Any]]:
             if not mask.any():
                 continue
             drawn: list[float] = []
-            for layer, flagged in entry.flagged.items():
-                if found.link is not None and found.link.measured(layer):
-                    drawn += found.link.drawn[(flagged & mask)[found.link.token], layer].tolist()
+            for layer, flagged in judged.items():
+                assert found.link is not None
+                drawn += found.link.drawn[flagged & mask[found.link.token], layer].tolist()
             entries.append(
                 {
                     "first_layer": entry.band.first_layer,
@@ -131,20 +136,26 @@ def triggers(
         Number of visual sink tokens.
     """
     rows = np.flatnonzero(mask)
-    named = [
+    named = Counter(
         (
             _kind(int(tokens.position[row]), int(tokens.kind[row]), text.get(int(tokens.id[row]), "")),
             int(tokens.id[row]),
         )
         for row in rows
-    ]
-    kinds = Counter(kind for kind, _ in named)
+    )
+    kinds: Counter[str] = Counter()
+    for (kind, _), count in named.items():
+        kinds[kind] += count
     least = max(1.0, TRIGGER_SHARE * len(rows))
     listed = [kind for kind, count in kinds.most_common() if count >= least]
-    occurrences = Counter(tokens.id.tolist())
     examples = [
-        {"text": text.get(identifier, ""), "kind": kind, "sinks": count, "occurrences": occurrences[identifier]}
-        for (kind, identifier), count in Counter(named).most_common(NAMED_TOKENS)
+        {
+            "text": text.get(identifier, ""),
+            "kind": kind,
+            "sinks": count,
+            "occurrences": int((tokens.id == identifier).sum()),
+        }
+        for (kind, identifier), count in named.most_common(NAMED_TOKENS)
     ]
     return listed, examples, kinds["visual"]
 

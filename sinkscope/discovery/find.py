@@ -100,7 +100,7 @@ def find(run: RunReader, settings: DiscoverySettings) -> Findings:
     among = depth - 1 if softmax is None else len(softmax)
     persistence = Persistence(settings.run_length(depth - 1), softmax, settings.run_length(among))
     peaks = measure_peaks(run, settings, gaps=link is None)
-    magnitudes = TokenMagnitudes(run, peaks.typical)
+    magnitudes = TokenMagnitudes(run, peaks.typical, np.zeros(0, np.int64) if link is None else link.token)
     drawing, counted = None, None
     accompanying: dict[int, NDArray[np.bool_]] = {}
     if link is not None:
@@ -118,7 +118,6 @@ def find(run: RunReader, settings: DiscoverySettings) -> Findings:
     sinks = [candidate for candidate in candidates if candidate.core[: depth - 1].any()]
     weights = resamplings(int(run.tokens.sample.max()) + 1, settings)
     measure_stability(sinks, peaks, weights, settings, persistence, effect, counted)
-    sample = run.tokens.sample.astype(np.int64)
     bands = [
         calibrate_band(
             first,
@@ -128,7 +127,7 @@ def find(run: RunReader, settings: DiscoverySettings) -> Findings:
             magnitudes,
             peaks.massive_from,
             _scales(run, magnitudes, range(first, last + 1), dims),
-            sample,
+            run.tokens.sample,
             weights,
             settings,
             max(1, peaks.used // 2),

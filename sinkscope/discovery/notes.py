@@ -148,14 +148,15 @@ def similarity(tokens: TokenTable) -> float:
     text = tokens.kind != KIND_VISUAL
     pictures = np.unique(tokens.sample[~text])
     text &= ~np.isin(tokens.sample, pictures)
-    if len(np.unique(tokens.sample[text])) < 2:
+    samples = np.unique(tokens.sample[text])
+    if len(samples) < 2:
         return 0.0
-    samples, row = np.unique(tokens.sample[text], return_inverse=True)
-    ids, column = np.unique(tokens.id[text], return_inverse=True)
-    chosen = np.unique(np.linspace(0, len(samples) - 1, 128).astype(int))
-    counts: NDArray[np.float64] = np.zeros((len(samples), len(ids)), np.float32)
-    np.add.at(counts, (row, column), 1.0)
-    counts = np.sqrt(counts[chosen])
+    chosen = samples[np.unique(np.linspace(0, len(samples) - 1, 128).astype(int))]
+    ids = np.unique(tokens.id[text])
+    rows = np.flatnonzero(text & np.isin(tokens.sample, chosen))
+    counts: NDArray[np.float64] = np.zeros((len(chosen), len(ids)), np.float32)
+    np.add.at(counts, (np.searchsorted(chosen, tokens.sample[rows]), np.searchsorted(ids, tokens.id[rows])), 1.0)
+    counts = np.sqrt(counts)
     counts /= np.linalg.norm(counts, axis=1, keepdims=True)
     return float(np.percentile((counts @ counts.T)[np.triu_indices(len(chosen), 1)], 10))
 

@@ -1,14 +1,18 @@
 """Splitting tokens into sinks and others by a score. Pure functions of arrays."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sinkscope.significance import Floats
 
+SMALLEST = float(np.finfo(np.float64).tiny)
 EDGE = 4.0
 """Where one side of a split holds no token, the threshold may move by this factor beyond the outermost token."""
+LARGEST_SHARE = 0.25
+"""Where the gap decides, at most so many tokens are sinks."""
 
 
 @dataclass(frozen=True)
@@ -59,88 +63,135 @@ def best_split(score: Floats, label: NDArray[np.bool_]) -> Split | None:
     if len(score) < 2:
         return None
     order = np.argsort(-score, kind="stable")
-    return _best_of_sorted(score[order], label[order], np.ones(len(score), np.int64))
+    search = AgreementSearch(int(label.sum()))
+    search.add(score[order], label[order], np.ones(len(score), np.int64))
+    return search.found()
 
 
 def split_at(score: Floats, label: NDArray[np.bool_], threshold: float) -> Split:
     """The split that `threshold` makes: the interval in which every other threshold makes the same, and its F1."""
-    above = score >= threshold
-    low = float(score[~above].max()) if not above.all() else float(score.min()) / EDGE
-    high = float(score[above].min()) if above.any() else low * EDGE
-    total = int(above.sum() + label.sum())
-    return Split(low, max(high, low), 2.0 * int((above & label).sum()) / total if total else 1.0, int(above.sum()))
+    return pooled_split([(score, label)], threshold)
 
 
-def resampled_thresholds(
-    score: Floats,
-    label: NDArray[np.bool_] | None,
-    sample: NDArray[np.int64],
-    weights: NDArray[np.int64],
-    rarest: int = 1,
-) -> Floats:
-    """The best threshold in every resampling of the samples, float64 [B]; NaN where it has none.
+def pooled_split(parts: Iterable[tuple[Floats, NDArray[np.bool_]]], threshold: float) -> Split:
+    """`split_at` of scores float64 [n] and labels bool [n] in parts."""
+    low, high, lowest, above, hit, total = -np.inf, np.inf, np.inf, 0, 0, 0
+    for score, label in parts:
+        flagged = score >= threshold
+        low = max(low, float(score[~flagged].max(initial=-np.inf)))
+        high = min(high, float(score[flagged].min(initial=np.inf)))
+        lowest = min(lowest, float(score.min(initial=np.inf)))
+        above += int(flagged.sum())
+        hit += int((flagged & label).sum())
+        total += int(flagged.sum() + label.sum())
+    low = lowest / EDGE if low == -np.inf else low
+    high = high if above else low * EDGE
+    return Split(low, max(high, low), 2.0 * hit / total if total else 1.0, above)
+
+
+class AgreementSearch:
+    """Looks for the split with the best F1 against the labels, and of equals the widest gap.
 
     Parameters
     ----------
-    score : float64 [n]
-        Positive scores.
-    label : bool [n] or None
-        What the split should find; the widest gap with at least `rarest` tokens above decides without it.
-    sample : int64 [n]
-        Sample of every token.
-    weights : int64 [B, samples]
-        How often every sample counts.
+    total : int
+        Weight of all labelled tokens.
     """
-    order = np.argsort(-score, kind="stable")
-    if label is None:
-        # Only the upper part can be split, with a margin for samples that a resampling leaves out.
-        order = order[: max(8 * rarest, len(order) // 2)]
-    ordered, of = score[order], sample[order]
-    marked = None if label is None else label[order]
-    found = np.full(len(weights), np.nan)
-    for index, weight in enumerate(weights):
-        counted = weight[of]
-        kept = counted > 0
-        if marked is None:
-            split = gap_split(ordered[kept], rarest)
-        else:
-            split = _best_of_sorted(ordered[kept], marked[kept], counted[kept])
-        if split is not None:
-            found[index] = split.threshold
-    return found
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._best: tuple[float, float] = (-1.0, 0.0)
+        self._split: Split | None = None
+        # The last score, and the weights of labelled and of all tokens from it on up.
+        self._score, self._hit, self._above = np.zeros(0), np.zeros(1, np.int64), np.zeros(1, np.int64)
+
+    def add(self, score: Floats, label: NDArray[np.bool_], weight: NDArray[np.int64]) -> None:
+        """Scores that go down, below all before, where token n counts `weight[n]` times."""
+        if not self._total or not len(score):
+            return
+        hit, above = np.cumsum(weight * label) + self._hit, np.cumsum(weight) + self._above
+        if len(self._score):
+            self._judge(self._score, score[:1], self._hit, self._above)
+        self._judge(score[:-1], score[1:], hit[:-1], above[:-1])
+        self._score, self._hit, self._above = score[-1:].copy(), hit[-1:].copy(), above[-1:].copy()
+
+    def found(self) -> Split | None:
+        """The best split of all; None where there are no labels or no different scores."""
+        if len(self._score):
+            # The last split has nothing below it.
+            self._judge(self._score, np.maximum(self._score / EDGE, SMALLEST), self._hit, self._above)
+        return self._split
+
+    def _judge(self, upper: Floats, lower: Floats, hit: NDArray[np.int64], above: NDArray[np.int64]) -> None:
+        """A threshold can only lie between different scores."""
+        f1 = np.where(lower < upper, 2.0 * hit / (above + self._total), -1.0)
+        best = float(f1.max(initial=-1.0))
+        if best < 0 or best < self._best[0]:
+            return
+        good = np.flatnonzero(f1 >= best)
+        ratio = upper[good] / np.maximum(lower[good], SMALLEST)
+        place = np.argmax(ratio)
+        if (best, float(ratio[place])) > self._best:
+            self._best, at = (best, float(ratio[place])), good[place]
+            self._split = Split(float(lower[at]), float(upper[at]), best, int(above[at]))
 
 
-def _best_of_sorted(ordered: Floats, label: NDArray[np.bool_], weight: NDArray[np.int64]) -> Split | None:
-    """`best_split` of scores that go down, where token n counts `weight[n]` times."""
-    hit, above = np.cumsum(weight * label), np.cumsum(weight)
-    if not len(ordered) or not hit[-1]:
-        return None
-    # A threshold can only lie between different scores; the last split has nothing below it.
-    lower = np.append(ordered[1:], max(ordered[-1] / EDGE, np.finfo(np.float64).tiny))
-    f1 = np.where(lower < ordered, 2.0 * hit / (above + hit[-1]), -1.0)
-    if f1.max() < 0:
-        return None
-    good = np.flatnonzero(f1 >= f1.max())
-    best = good[np.argmax(ordered[good] / np.maximum(lower[good], np.finfo(np.float64).tiny))]
-    return Split(float(lower[best]), float(ordered[best]), float(f1[best]), int(above[best]))
+@dataclass
+class GapSearch:
+    """Looks for the widest gap, on a log scale, with at least `rarest` tokens above and at most `last`.
+
+    Attributes
+    ----------
+    rarest, last : int
+    best : Split or None
+        The widest so far.
+    seen : int
+        Scores that came.
+    """
+
+    rarest: int
+    last: int
+    best: Split | None = None
+    seen: int = 0
+    _gap: float = 0.0
+    _score: Floats = field(default_factory=lambda: np.zeros(0))
+
+    @classmethod
+    def of(cls, count: int, rarest: int, largest_share: float = LARGEST_SHARE) -> "GapSearch":
+        """Among so many tokens, at most a share of them above."""
+        return cls(rarest, min(count - 1, max(rarest, int(largest_share * count))))
+
+    @property
+    def ended(self) -> bool:
+        """Whether what comes can change nothing."""
+        return self.last < self.rarest or self.seen > self.last
+
+    def add(self, score: Floats) -> None:
+        """Scores that go down, below all before."""
+        first = self.seen - len(self._score)
+        together = np.concatenate([self._score, score])
+        self.seen += len(score)
+        self._score = together[-1:].copy()
+        start, stop = max(0, self.rarest - 1 - first), min(len(together) - 1, self.last - first)
+        if self.last < self.rarest or start >= stop:
+            return
+        upper, lower = together[start:stop], np.maximum(together[start + 1 : stop + 1], SMALLEST)
+        gaps = np.log(upper / lower)
+        place = int(np.argmax(gaps))
+        if gaps[place] > self._gap:
+            self._gap = float(gaps[place])
+            self.best = Split(float(lower[place]), float(upper[place]), 1.0, first + start + place + 1)
 
 
-def gap_split(score: Floats, rarest: int = 1, largest_share: float = 0.25) -> Split | None:
+def gap_split(score: Floats, rarest: int = 1, largest_share: float = LARGEST_SHARE) -> Split | None:
     """The widest gap, on a log scale, with at least `rarest` tokens and at most `largest_share` of them above.
 
     Used where no attention was measured. Tokens of one population crowd together, so the widest gap in the upper part
     lies between ordinary tokens and sinks where there are two populations.
     """
-    ordered = -np.sort(-score)
-    last = min(len(ordered) - 1, max(rarest, int(largest_share * len(ordered))))
-    if last < rarest:
-        return None
-    upper, lower = ordered[rarest - 1 : last], np.maximum(ordered[rarest : last + 1], np.finfo(np.float64).tiny)
-    gaps = np.log(upper / lower)
-    place = int(np.argmax(gaps))
-    if gaps[place] <= 0:
-        return None
-    return Split(float(lower[place]), float(upper[place]), 1.0, place + rarest)
+    search = GapSearch.of(len(score), rarest, largest_share)
+    search.add(-np.sort(-score))
+    return search.best
 
 
 def average_precision(score: Floats, label: NDArray[np.bool_]) -> float:

@@ -5,7 +5,7 @@ saturate, and then given back as phi, whose range ends at sqrt(D). A threshold i
 resamplings of the samples: steadier than the best one, and it comes with its interval.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,24 +13,30 @@ from numpy.typing import NDArray
 
 from sinkscope.discovery.attention import AttentionLink
 from sinkscope.discovery.dimensions import Candidate
+from sinkscope.discovery.pooled import (
+    Scored,
+    agreement_thresholds,
+    count_labelled,
+    downwards,
+    gap_thresholds,
+    resampled_thresholds,
+)
 from sinkscope.discovery.settings import DiscoverySettings
-from sinkscope.discovery.split import Split, resampled_thresholds, split_at
-from sinkscope.discovery.tokens import TokenMagnitudes
+from sinkscope.discovery.split import Split, pooled_split, split_at
+from sinkscope.discovery.tokens import ByLayer, TokenMagnitudes
 from sinkscope.profile.schema import Band, LayerScale, Tau
 from sinkscope.significance import Floats, runs
 
 CONFIDENCE = 0.95
 """Of the bootstrap intervals."""
-LARGEST_SHARE = 0.25
-"""Where the gap decides, at most so many tokens are sinks."""
 
 
 @dataclass
 class BandTokens:
-    """A band with the sink tokens that its thresholds flag, layer by layer."""
+    """A band with the sink tokens that its thresholds flag, bool [N], layer by layer."""
 
     band: Band
-    flagged: dict[int, NDArray[np.bool_]]
+    flagged: Mapping[int, NDArray[np.bool_]]
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ def calibrate_band(
     magnitudes: TokenMagnitudes,
     massive_from: Floats,
     scale: Mapping[int, float],
-    sample: NDArray[np.int64],
+    sample: NDArray[np.integer],
     weights: NDArray[np.int64],
     settings: DiscoverySettings,
     rarest: int,
@@ -89,7 +95,7 @@ def calibrate_band(
         From which magnitude on a dimension is massive.
     scale : mapping of layer to float
         Typical joint magnitude of the dims in each layer.
-    sample : int64 [N]
+    sample : integers [N]
         Sample of every token.
     weights : int64 [B, samples]
         Resamplings of the samples.
@@ -99,35 +105,36 @@ def calibrate_band(
         Where the gap decides, at least so many tokens are sinks.
     """
     layers = range(first, last + 1)
-    scores = {layer: magnitudes.joint(layer, dims) / scale[layer] for layer in layers}
+    scores = ByLayer(layers, lambda layer: magnitudes.joint(layer, dims) / scale[layer])
     label: dict[int, NDArray[np.bool_]] = {}
-    rows = np.arange(len(sample))
+    judged: Mapping[int, Floats] = {}
     if link is not None:
-        rows = link.token
-        for layer in layers:
-            if link.measured(layer):
-                # What draws attention without massive activation is not for these dimensions to find.
-                massive = [np.abs(magnitudes.values(layer, dim))[rows] >= massive_from[layer, dim] for dim in dims]
-                label[layer] = link.sink[:, layer] & np.any(massive, axis=0)
-    if not any(sinks.any() for sinks in label.values()):
-        label, rows = {}, np.arange(len(sample))
-    judged = {layer: scores[layer][rows] for layer in label or layers}
-    pooled = _pooled(judged, label or None, sample[rows], weights, rarest)
+        for layer in filter(link.measured, layers):
+            # What draws attention without massive activation is not for these dimensions to find.
+            massive = [np.abs(magnitudes.judged_values(layer, dim)) >= massive_from[layer, dim] for dim in dims]
+            label[layer] = link.sink[:, layer] & np.any(massive, axis=0)
+            judged = {**judged, layer: magnitudes.judged_joint(layer, dims) / scale[layer]}
+    of = sample
+    if link is not None and any(sinks.any() for sinks in label.values()):
+        of = sample[link.token]
+    else:
+        label, judged = {}, scores
+    pooled = _pooled(judged, label or None, of, weights, rarest)
     own: dict[int, Threshold] = {}
     for layer in layers:
         found = None
         if layer in label and label[layer].sum() >= settings.few_sinks:
-            found = Threshold.of(resampled_thresholds(judged[layer], label[layer], sample[rows], weights))
+            found = Threshold.of(resampled_thresholds(judged[layer], label[layer], of, weights))
         elif not label:
-            found = Threshold.of(resampled_thresholds(judged[layer], None, sample[rows], weights, rarest))
+            found = Threshold.of(resampled_thresholds(judged[layer], None, of, weights, rarest))
         own[layer] = found or pooled
-    flagged = {layer: scores[layer] >= own[layer].value for layer in layers}
+    flagged = ByLayer(layers, lambda layer: magnitudes.reaching(layer, dims, scale[layer], own[layer].value))
     splits = [
-        split_at(judged[layer], label.get(layer, judged[layer] >= own[layer].value), own[layer].value)
-        for layer in judged
+        split_at(score, label.get(layer, score >= own[layer].value), own[layer].value)
+        for layer, score in judged.items()
     ]
-    whole = _split_of(judged, pooled.value)
-    phi = {layer: magnitudes.phi(layer, dims) for layer in layers}
+    whole = pooled_split(((score, score >= pooled.value) for score in judged.values()), pooled.value)
+    phi = ByLayer(layers, lambda layer: magnitudes.phi(layer, dims))
     tau_phi, phi_split = phi_threshold(phi, flagged, sample, weights)
     separated = (
         np.mean([split.f1 for split in splits]) >= settings.separated_f1
@@ -158,15 +165,16 @@ def calibrate_band(
 def overall_tau(
     bands: list[BandTokens],
     magnitudes: TokenMagnitudes,
-    sample: NDArray[np.int64],
+    sample: NDArray[np.integer],
     weights: NDArray[np.int64],
     width: int,
 ) -> Tau | None:
     """One tau on phi for the whole backbone: the split of all bands' tokens that agrees best with the flagged ones."""
     if not bands:
         return None
-    phi = {layer: magnitudes.phi(layer, entry.band.dims) for entry in bands for layer in entry.flagged}
-    flagged = {layer: mask for entry in bands for layer, mask in entry.flagged.items()}
+    band_of = {layer: entry for entry in bands for layer in entry.flagged}
+    phi = ByLayer(list(band_of), lambda layer: magnitudes.phi(layer, band_of[layer].band.dims))
+    flagged = ByLayer(list(band_of), lambda layer: band_of[layer].flagged[layer])
     tau, split = phi_threshold(phi, flagged, sample, weights)
     if tau is None or split is None:
         return None
@@ -182,46 +190,72 @@ def overall_tau(
 def phi_threshold(
     phi: Mapping[int, Floats],
     flagged: Mapping[int, NDArray[np.bool_]],
-    sample: NDArray[np.int64],
+    sample: NDArray[np.integer],
     weights: NDArray[np.int64],
 ) -> tuple[Threshold | None, Split | None]:
     """The threshold on phi that flags the same tokens best, and the split that it makes.
 
     Where no token of another kind lies between, every threshold of the split's interval flags the same tokens.
     """
-    scores, labels = np.concatenate(list(phi.values())), np.concatenate([flagged[layer] for layer in phi])
-    if not labels.any():
+    labelled, lowest = np.zeros(weights.shape[1], np.int64), np.inf
+    for layer, scores in phi.items():
+        labels = flagged[layer]
+        labelled += np.bincount(sample[labels], minlength=len(labelled))
+        lowest = min(lowest, float(scores[labels].min(initial=np.inf)))
+    total = int(labelled.sum())
+    if not total:
         return None, None
+
+    def parts() -> Iterator[Scored]:
+        return (Scored(scores, flagged[layer], sample) for layer, scores in phi.items())
+
     # Tokens far below can change no split; without them the resamplings cost little.
-    below = -np.sort(-scores[~labels])
-    enough = min(len(below), max(1000, 4 * int(labels.sum())))
-    near = labels | (scores >= min([scores[labels].min(), *below[enough - 1 : enough]]))
-    tau = Threshold.of(resampled_thresholds(scores[near], labels[near], np.tile(sample, len(phi))[near], weights))
+    others = max(1000, 4 * total)
+    near = _near(downwards(parts, block=total + others + 1), lowest, others)
+    tau = Threshold.of(agreement_thresholds(near, labelled, weights))
     if tau is None:
         return None, None
-    split = split_at(scores, labels, tau.value)
+    split = pooled_split(((scores, flagged[layer]) for layer, scores in phi.items()), tau.value)
     return Threshold(min(tau.value, split.high), tau.interval), split
+
+
+def _near(blocks: Iterable[Scored], lowest: float, others: int) -> Iterator[Scored]:
+    """Of scores that come downwards those down to `lowest`, and to so many that are not labelled."""
+    seen, last = 0, -np.inf
+    for block in blocks:
+        counted = seen + np.cumsum(~block.label)
+        place = int(np.searchsorted(counted, others))
+        if last == -np.inf and place < len(counted):
+            last = min(lowest, float(block.score[place]))
+        seen = int(counted[-1])
+        wanted = block.score >= last
+        yield block.take(wanted)
+        if not wanted[-1]:
+            return
 
 
 def _pooled(
     scores: Mapping[int, Floats],
     label: Mapping[int, NDArray[np.bool_]] | None,
-    sample: NDArray[np.int64],
+    sample: NDArray[np.integer],
     weights: NDArray[np.int64],
     rarest: int,
 ) -> Threshold:
     """One threshold for all layers of a band."""
-    together = np.concatenate(list(scores.values()))
-    labels = None if label is None else np.concatenate([label[layer] for layer in scores])
-    found = resampled_thresholds(together, labels, np.tile(sample, len(scores)), weights, rarest * len(scores))
+    if label is None:
+        nothing = np.zeros(len(sample), bool)
+        found = gap_thresholds(
+            lambda: (Scored(score, nothing, sample) for score in scores.values()),
+            len(sample) * len(scores),
+            weights,
+            rarest * len(scores),
+        )
+    else:
+        parts = [Scored(score, label[layer], sample) for layer, score in scores.items()]
+        found = agreement_thresholds(downwards(lambda: parts), count_labelled(parts, weights.shape[1]), weights)
     threshold = Threshold.of(found)
     if threshold is None:
         # All scores equal: nothing separates, and the threshold sits just above them.
-        highest = float(together.max())
+        highest = max(float(score.max()) for score in scores.values())
         return Threshold(2 * highest, (highest, 4 * highest))
     return threshold
-
-
-def _split_of(scores: Mapping[int, Floats], threshold: float) -> Split:
-    together = np.concatenate(list(scores.values()))
-    return split_at(together, together >= threshold, threshold)

@@ -93,7 +93,8 @@ def test_passes_and_runs_scale_as_they_should(results):
     assert eight["merge bytes"] > 10**7 * results["plans"]["bytes of an open file"]["slope"]
     ten = run(results, SMALL, 10**8, 1)
     assert ten["plan seconds"] == pytest.approx(10 * one["plan seconds"])
-    assert ten["discovery bytes"] == pytest.approx(10 * one["discovery bytes"])
+    more = ten["discovery bytes"] - one["discovery bytes"]
+    assert more == pytest.approx(9e7 * results["discovery"]["bytes beyond the caches"]["slope"])  # The caches are full.
 
 
 def test_what_was_measured_makes_sense(results):
@@ -101,7 +102,7 @@ def test_what_was_measured_makes_sense(results):
         assert results["plans"][name]["r2"] > 0.99
     assert results["plans"]["bytes of the file beside rows and accumulators"]["slope"] == pytest.approx(13.2, abs=0.5)
     assert results["statistics"]["tokens"]["slope"] > 0
-    assert results["discovery"]["bytes for each token, by layers"]["slope"] > 8
+    assert abs(results["discovery"]["bytes for each token, by layers"]["slope"]) < 4
     assert all(0 < run(results, model, 10**5, 8)["statistics share"] < 1 for model in MODELS)
 
 

@@ -5,7 +5,8 @@ import pytest
 from synthetic_runs import LENGTH, SAMPLES, attention_of, plant, positions, residual_stream, write
 
 from sinkscope.discovery import DiscoverySettings, discover
-from sinkscope.discovery.split import resampled_thresholds, split_at
+from sinkscope.discovery.pooled import resampled_thresholds
+from sinkscope.discovery.split import split_at
 
 WIDTH, LAYERS = 128, 8
 
