@@ -73,8 +73,8 @@ def main() -> None:
     }
     works = {
         **{f"time, {name}": partial(times, name, options) for name in options.subjects},
-        **{f"memory, {name}": partial(extra, name, None) for name in options.subjects},
-        **{f"memory, {count} tokens": partial(extra, "tiny", count) for count in FLAT},
+        **{f"memory, {name}": partial(extra, name, None, options.repeats) for name in options.subjects},
+        **{f"memory, {count} tokens": partial(extra, "tiny", count, options.repeats) for count in FLAT},
     }
     with tempfile.TemporaryDirectory() as folder:
         works |= {"disk": partial(keep_all, folder, options.repeats), "chunks": partial(chunks, folder)}

@@ -17,7 +17,7 @@ from sinkscope.store.layout import ATTENTION_MEASURED, stored_bytes
 from sinkscope.store.reader import RunReader
 from sinkscope.store.writer import RunWriter
 
-TOKENS = (20_000, 40_000, 80_000, 160_000)
+TOKENS = (80_000, 160_000, 320_000, 640_000)
 RANKS = (1, 8, 64, 1024)
 
 

@@ -10,7 +10,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from sinkscope.errors import DiskError
 
-IN_MEMORY = 2**19
+IN_MEMORY = 2**16
 """Bytes of a column from which on it lies in a temporary file."""
 
 
