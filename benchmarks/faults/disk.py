@@ -25,7 +25,7 @@ FEWER = 5
 """Merges, and limits on files, are so many times fewer than moments of a run."""
 EATER = "another file"
 
-FREE, AGAIN = "free space", "--resume"
+FREE, LARGER, AGAIN = "free space", "larger files", "--resume"
 """What the line of error must say."""
 
 
@@ -181,7 +181,7 @@ def limited_files(subject: Subject, folder: Path, whole: Unbroken, count: int) -
         here = folder / str(number)
         here.mkdir(parents=True)
         ending = command(subject.profiling(), here, partial(_limited, most))
-        wrong = ending.unclear(1, FREE) + leftovers(here)
+        wrong = ending.unclear(1, LARGER) + leftovers(here)
         then = command(subject.profiling("--resume"), here, in_small_steps)
         wrong += [f"exit code {then.code} without the limit"] if then.code else differences(here, whole.folder)
         problems += [f"files of at most {most} bytes: {problem}" for problem in wrong]

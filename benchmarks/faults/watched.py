@@ -206,7 +206,7 @@ def stop_at_models() -> None:
         raise Accepted("the inputs were accepted")
 
     module = types.ModuleType("sinkscope.pipeline")
-    module.__dict__.update(load=load, resolve=load, profile_model=load)
+    module.__dict__.update(load=load, resolve=load, measure_model=load, profile_model=load)
     sys.modules["sinkscope.pipeline"] = module
 
 

@@ -13,12 +13,12 @@ import numpy as np
 
 from sinkscope.errors import InputError, StoreError
 from sinkscope.store.creating import new_file
+from sinkscope.store.disk import wait_for_disk, writing
 from sinkscope.store.layout import STATUS_COMPLETE, row_layout
-from sinkscope.store.lock import WriterLock
+from sinkscope.store.lock import WriterLock, real_place
 from sinkscope.store.reader import RunReader
 from sinkscope.store.seal import SEAL_BYTES, apply_seal
 from sinkscope.store.structure import allocate, mutable_datasets, open_file, require_plugin
-from sinkscope.store.writer import wait_for_disk, writing
 
 METHODS = ("blosc2", "gzip")
 """Blosc2 with zstd, for readers that have hdf5plugin; and gzip, which every reader of HDF5 opens."""
@@ -51,7 +51,8 @@ def compress(path: str | os.PathLike[str], method: str) -> None:
     """
     path = Path(path)
     options = filter_options(method)
-    partial = path.with_name(f".{path.name}.compressing")
+    place = real_place(path)
+    partial = place.with_name(f".{place.name}.compressing")
     with WriterLock(path):
         with RunReader(path) as reader:
             if reader.attributes.status != STATUS_COMPLETE:
@@ -67,7 +68,7 @@ def compress(path: str | os.PathLike[str], method: str) -> None:
                 reader.verify()
             with writing(path):
                 wait_for_disk(partial)
-                os.replace(partial, path)
+                os.replace(partial, place)
         finally:
             partial.unlink(missing_ok=True)
 

@@ -1,8 +1,10 @@
 """A lock that keeps a second writer from a run file."""
 
 import contextlib
+import errno
 import os
 import socket
+import stat
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +17,19 @@ try:
     import fcntl
 except ImportError:  # Windows has no flock: there, the lock does not protect.
     fcntl = None  # type: ignore[assignment]
+
+NOTE_BYTES = 512
+"""A lock file tells no more than that."""
+
+LATEST = 2**37
+"""Seconds since 1970 after which nothing has begun: some thousand years, which dates can still tell."""
+
+TRIES, PAUSE = 5, 0.01
+"""How often, and after how many seconds, a lock is asked for: `last_writer` may hold it for a moment."""
+
+
+UNKNOWN = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+"""What a file system without locks says to them: there, too, the lock does not protect."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +47,7 @@ class LastWriter:
     host : str
         Its machine.
     alive : bool or None
-        None where that cannot be known, on another machine.
+        None where that cannot be known, on another machine or where there are no locks.
     """
 
     process: int
@@ -42,38 +57,65 @@ class LastWriter:
     alive: bool | None
 
 
+def real_place(path: Path) -> Path:
+    """The file that a path leads to, through all links; also where there is none yet."""
+    return Path(os.path.realpath(path))
+
+
 def last_writer(path: Path) -> LastWriter | None:
     """Who writes the run file at `path`, or was killed while it did; None where the last one has closed it.
 
-    Reads the lock file only: to try the lock itself could keep a writer from taking it.
+    Whether it is alive is asked of its lock, which ends with it: its number may belong to another process by now.
     """
     try:
-        process, began, samples_done, host = WriterLock.place(path).read_text(encoding="ascii").split()
-        owner = LastWriter(int(process), float(began), int(samples_done), host, None)
-    except (OSError, ValueError):
+        descriptor = os.open(WriterLock.place(path), os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    except OSError:
         return None
-    if host != socket.gethostname() or fcntl is None:  # On Windows, the question below would end the process.
-        return owner
     try:
-        os.kill(owner.process, 0)
-    except ProcessLookupError:
-        return replace(owner, alive=False)
-    except (OSError, OverflowError):  # It is there and belongs to somebody else.
-        pass
-    return replace(owner, alive=True)
+        owner = _noted(os.read(descriptor, NOTE_BYTES)) if stat.S_ISREG(os.fstat(descriptor).st_mode) else None
+        return None if owner is None else replace(owner, alive=_alive(descriptor, owner.host))
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+
+
+def _noted(note: bytes) -> LastWriter | None:
+    """What a lock file tells, or None where that is nothing or nonsense."""
+    try:
+        process, began, samples_done, host = note.decode("ascii").split()
+        owner = LastWriter(int(process), float(began), int(samples_done), host, None)
+    except ValueError:
+        return None
+    possible = owner.process > 0 and 0 <= owner.began < LATEST and owner.samples_done >= 0 and host.isprintable()
+    return owner if possible else None
+
+
+def _alive(descriptor: int, host: str) -> bool | None:
+    """Whether the lock is held. One of another machine, which may not be seen here, may be held all the same."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    return False if host == socket.gethostname() else None
 
 
 def _owner(descriptor: int) -> str:
     """Whose a lock is that was just seen to be held, for a message; it says so a moment after it was taken."""
     for _ in range(50):
-        if told := os.pread(descriptor, 32, 0).decode("ascii", "replace").split():
-            return f" (process {told[0]})"
+        told = os.pread(descriptor, 32, 0).decode("ascii", "replace").split()
+        if told:
+            return f" (process {told[0]})" if told[0].isdigit() else ""
         time.sleep(0.01)
     return ""
 
 
 class WriterLock:
-    """Holds ``RUN.h5.lock`` with flock while a writer is open.
+    """Holds ``RUN.h5.lock`` with flock while a writer is open, beside the file that `path` leads to.
 
     The kernel releases the lock when its process dies, however it dies, so a stale lock file never blocks.
 
@@ -92,7 +134,8 @@ class WriterLock:
     @staticmethod
     def place(path: Path) -> Path:
         """The lock file of the run file `path`."""
-        return path.with_name(path.name + ".lock")
+        place = real_place(path)
+        return place.with_name(place.name + ".lock")
 
     def _acquire(self, path: Path) -> int | None:
         try:
@@ -100,24 +143,27 @@ class WriterLock:
         except OSError as error:
             raise StoreError(f"cannot write {path}: {error.strerror}; choose another place with --run") from error
         try:
-            if fcntl is not None:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            owner = _owner(descriptor)
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise StoreError(f"cannot write {path}: {self.path} is no file that could lock it; remove that")
+            if not _locked(descriptor):
+                raise StoreError(
+                    f"{path} is being written by another run{_owner(descriptor)}; wait for it or choose another --run"
+                )
+        except BaseException:
             os.close(descriptor)
-            raise StoreError(
-                f"{path} is being written by another run{owner}; wait for it or choose another --run"
-            ) from error
+            raise
         # The file may have been unlinked by its last owner between open and flock: then this lock guards nothing.
-        try:
-            same = os.path.samestat(os.fstat(descriptor), os.stat(self.path))
-        except FileNotFoundError:
-            same = False
-        if not same:
+        if not self._is_in_place(descriptor):
             os.close(descriptor)
             return None
         self._note(descriptor, str(os.getpid()))
         return descriptor
+
+    def _is_in_place(self, descriptor: int) -> bool:
+        try:
+            return os.path.samestat(os.fstat(descriptor), os.stat(self.path))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
 
     def tell(self, samples_done: int) -> None:
         """Write into the lock file, for `last_writer`, since when and where this process writes, and from where on."""
@@ -137,7 +183,8 @@ class WriterLock:
     def release(self) -> None:
         """Remove the lock file and release the lock; does nothing the second time."""
         if self._descriptor is not None:
-            self.path.unlink(missing_ok=True)
+            if self._is_in_place(self._descriptor):  # Else somebody has removed it, and it is another writer's.
+                self.path.unlink(missing_ok=True)
             os.close(self._descriptor)
             self._descriptor = None
 
@@ -148,3 +195,22 @@ class WriterLock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release()
+
+
+def _locked(descriptor: int) -> bool:
+    """Take the lock of an open file, unless another process has it."""
+    if fcntl is None:
+        return True
+    for left in reversed(range(TRIES)):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if left:
+                time.sleep(PAUSE)
+        except OSError as error:
+            if error.errno not in UNKNOWN:
+                raise
+            return True
+        else:
+            return True
+    return False

@@ -159,6 +159,9 @@ class RunReader:
         if self.attributes.attention != ATTENTION_MEASURED:
             return None
         token = self._taken(self._plan.attention_tokens)
+        if not len(token):  # Where no sample has a second token, which could attend to the first.
+            nothing = np.zeros((0, self.attributes.num_layers), np.float32)
+            return AttentionTable(token, nothing, np.zeros(0, np.int32), nothing, nothing)
         kept = token >= 0
         drawn, later, expected, value_norm = (
             self._dataset(f"attention/{name}")[kept] for name in ("drawn", "later_queries", "expected", "value_norm")

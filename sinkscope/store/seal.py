@@ -24,6 +24,10 @@ BLOCK = 2**20
 CONSISTENCY_FLAGS = [20, 4]
 
 
+class UnsealedError(ValueError):
+    """A file without a seal: it may be of anybody."""
+
+
 @dataclass(frozen=True)
 class Seal:
     """CRC-32 over all bytes of a file but its mutable ranges.
@@ -100,28 +104,32 @@ def check_seal(path: Path) -> Seal:
         If there is none, or it does not match.
     """
     with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        tail = _read(file, max(0, size - SEARCHED_BYTES), size)
-        place = tail.rfind(WORDS)
-        if place < 0:
-            raise ValueError("truncated, or not written by sinkscope")
-        data = tail[place + len(WORDS) : place + SEAL_BYTES].rstrip(b"\0")
-        if data[:8] != f"{zlib.crc32(data[8:]):08x}".encode("ascii"):
-            raise ValueError("its seal is damaged")
-        seal = Seal(**json.loads(data[8:]))
-        if seal.size != size:
-            raise ValueError(f"truncated: {size} bytes of {seal.size}")
-        if _checksum(file, seal.mutable, size) != seal.structure_checksum:
-            raise ValueError("the checksum of its structure does not match")
+        return read_seal(file)
+
+
+def read_seal(file: BinaryIO) -> Seal:
+    """As `check_seal`, of an open file."""
+    size = os.fstat(file.fileno()).st_size
+    tail = _read(file, max(0, size - SEARCHED_BYTES), size)
+    place = tail.rfind(WORDS)
+    if place < 0:
+        raise UnsealedError("truncated, or not written by sinkscope")
+    data = tail[place + len(WORDS) : place + SEAL_BYTES].rstrip(b"\0")
+    if data[:8] != f"{zlib.crc32(data[8:]):08x}".encode("ascii"):
+        raise ValueError("its seal is damaged")
+    seal = Seal(**json.loads(data[8:]))
+    if seal.size != size:
+        raise ValueError(f"truncated: {size} bytes of {seal.size}")
+    if _checksum(file, seal.mutable, size) != seal.structure_checksum:
+        raise ValueError("the checksum of its structure does not match")
     return seal
 
 
-def overwrite_attribute(path: Path, seal: Seal, name: str, value: str) -> None:
+def overwrite_attribute(file: BinaryIO, seal: Seal, name: str, value: str) -> None:
     """Overwrite a changing attribute in place, without HDF5, whose metadata thus stay as they are."""
     offset, length = seal.attributes[name]
-    with path.open("r+b") as file:
-        file.seek(offset)
-        file.write(value.encode("ascii")[:length].ljust(length, b"\0"))
+    file.seek(offset)
+    file.write(value.encode("ascii")[:length].ljust(length, b"\0"))
 
 
 def _gaps(ranges: list[list[int]], size: int) -> list[tuple[int, int]]:

@@ -18,6 +18,7 @@ from sinkscope.store.layout import (
     KIND_NAMES,
     STATUS_COMPLETE,
     STATUS_RUNNING,
+    RunAttributes,
     RunPlan,
     Statistics,
 )
@@ -113,8 +114,18 @@ def _check_dataset(dataset: h5py.Dataset, place: str, size: int) -> None:
         raise ValueError(f"{place} is packed in an unknown way")
     if dataset.dtype.kind not in "iuf" and h5py.check_string_dtype(dataset.dtype) is None:
         raise ValueError(f"{place} holds no numbers")
+    check_attribute_forms(dataset)
     if dataset.shape is None or dataset.nbytes > (UNPACKED + RATIO * size if dataset.chunks else size):
         raise ValueError(f"{place} is larger than its file")
+
+
+def check_attribute_forms(entry: h5py.HLObject) -> None:
+    """Attributes are numbers or one text each: a list of texts can lead to one and the same text many times."""
+    for name in entry.attrs:
+        attribute = entry.attrs.get_id(name)
+        text = h5py.check_string_dtype(attribute.dtype) is not None and attribute.shape == ()
+        if attribute.dtype.kind not in "iuf" and not text:
+            raise ValueError(f"its attribute {name} is neither a number nor a text")
 
 
 def check_record(record: CommitRecord, plan: RunPlan) -> None:
@@ -126,17 +137,23 @@ def check_record(record: CommitRecord, plan: RunPlan) -> None:
         raise ValueError("its record tells of a state that cannot be")
 
 
-def check_plan(plan: RunPlan) -> None:
-    """Attributes are of their types, and all numbers of samples, tokens, layers and dimensions are possible."""
-    attributes = plan.attributes
+def check_attributes(attributes: RunAttributes) -> None:
+    """Attributes are of their types, and their numbers are possible."""
     for name in JSON_ATTRIBUTES:
         _check_json(name, getattr(attributes, name))
-    settings, calibration = attributes.settings, attributes.calibration
+    settings = attributes.settings
     if (settings.get("keep") == "all" and "sampled_tokens" not in settings) or (
         ("attention_texts" in settings) != ("attention_images" in settings)
     ):
         raise ValueError("its settings are not whole")
     _require(1 <= attributes.num_layers < 2**16 and 1 <= attributes.hidden_size < 2**24, "num_layers or hidden_size")
+    _require(-(2**63) <= attributes.seed < 2**63, f"seed {attributes.seed}")
+
+
+def check_plan(plan: RunPlan) -> None:
+    """Attributes are sound, and all numbers of samples, tokens, layers and dimensions are possible."""
+    attributes, calibration = plan.attributes, plan.attributes.calibration
+    check_attributes(attributes)
     _require(all(0 < level <= 1 for level in plan.levels), "the levels")
     _require(1 <= plan.largest <= attributes.hidden_size and plan.top_tokens >= 1, "the numbers of values kept")
     tokens, samples = plan.tokens, plan.num_samples

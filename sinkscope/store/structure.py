@@ -4,6 +4,7 @@ import contextlib
 import errno
 import importlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -33,11 +34,21 @@ from sinkscope.store.layout import (
     row_layout,
     statistics_layout,
 )
-from sinkscope.store.seal import SEAL_BYTES, apply_seal, check_seal, overwrite_attribute, placeholder
-from sinkscope.store.soundness import check_plan, check_record, check_statistics
+from sinkscope.store.seal import (
+    SEAL_BYTES,
+    UnsealedError,
+    apply_seal,
+    check_seal,
+    overwrite_attribute,
+    placeholder,
+)
+from sinkscope.store.soundness import check_attribute_forms, check_plan, check_record, check_statistics
 from sinkscope.store.tokens import TOKEN_DTYPES, TokenTable
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
+
+TEXT_REFERENCE = np.dtype([("length", "<u4"), ("place", "<u8"), ("index", "<u4")])
+"""How HDF5 stores a text of any length: its bytes, and where they are."""
 
 # What h5py, NumPy and json raise on a file whose bytes are not what they should be.
 DAMAGE = (
@@ -61,8 +72,16 @@ def damage_named(path: Path) -> Iterator[None]:
     except StoreError:
         raise
     except DAMAGE as error:
-        reason = " ".join(str(error).split())[:200]
-        raise StoreError(f"{path} is damaged ({type(error).__name__}: {reason}); delete it and run again") from error
+        raise _refusal(path, error, f"is damaged ({type(error).__name__}: ") from error
+
+
+def _refusal(path: Path, error: BaseException, what: str) -> StoreError:
+    """The error about a file that cannot be read; `what` comes before the reason."""
+    if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
+        return StoreError(f"cannot open {path}: too many files are open; allow more with `ulimit -n`")
+    reason = " ".join(str(error).split())[:200]
+    remedy = "if it was one, delete it" if isinstance(error, UnsealedError) else "delete it"
+    return StoreError(f"{path} {what}{reason}); {remedy} and run again")
 
 
 def open_file(path: Path) -> h5py.File:
@@ -76,20 +95,23 @@ def open_file(path: Path) -> h5py.File:
     StoreError
         If there is no such file, or it is truncated, damaged or no run file.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise StoreError(f"there is no run file at {path}; make one with `sinkscope profile MODEL --run {path}`")
     try:
         with path.open("rb") as file:
             if file.read(len(SIGNATURE)) != SIGNATURE:
-                raise ValueError("its first bytes are not those of HDF5")
+                raise StoreError(
+                    f"{path} is no run file (its first bytes are not those of HDF5); name one that `sinkscope profile` "
+                    "has written"
+                )
         check_seal(path)
         opened = h5py.File(path, "r", locking=False)
+    except StoreError:
+        raise
     except DAMAGE as error:
-        if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
-            raise StoreError(f"cannot open {path}: too many files are open; allow more with `ulimit -n`") from error
-        reason = " ".join(str(error).split())[:200]
-        raise StoreError(f"{path} is no readable run file ({reason}); delete it and run again") from error
+        raise _refusal(path, error, "is no readable run file (") from error
     with damage_named(path):
+        check_attribute_forms(opened)
         compression = read_text(opened.attrs.get("compression", ""))
     if compression == "blosc2":
         try:
@@ -129,8 +151,9 @@ def create_file(path: Path, plan: RunPlan) -> None:
         seal_offset = file["progress/seal"].id.get_offset()
     apply_seal(path, mutable, seal_offset, attributes)
     seal = check_seal(path)
-    for name in attributes:
-        overwrite_attribute(path, seal, name, getattr(plan.attributes, name))
+    with path.open("r+b", buffering=0) as written:
+        for name in attributes:
+            overwrite_attribute(written, seal, name, getattr(plan.attributes, name))
 
 
 def mutable_datasets(plan: RunPlan) -> list[str]:
@@ -216,6 +239,7 @@ def allocate(file: h5py.File, name: str, shape: tuple[int, ...], dtype: str) -> 
     creation.set_layout(h5py.h5d.CONTIGUOUS)
     creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    creation.set_obj_track_times(False)  # Of one plan, every file has the same bytes.
     links = h5py.h5p.create(h5py.h5p.LINK_CREATE)
     links.set_create_intermediate_group(True)
     space = h5py.h5s.create_simple(shape) if shape else h5py.h5s.create(h5py.h5s.SCALAR)
@@ -238,7 +262,7 @@ def cached_rows(file: h5py.File, name: str) -> h5py.Dataset:
 
 def read_record(file: h5py.File) -> CommitRecord:
     """The newest committed state."""
-    record = newest_record(file["progress/record"][()])
+    record = newest_record(read_array(file, "progress/record", "uint8"))
     if record is None:
         raise ValueError("no valid commit record")
     return record
@@ -269,22 +293,22 @@ def read_plan(file: h5py.File, record: CommitRecord) -> RunPlan:
     if read_text(file.attrs["status"]) == STATUS_COMPLETE != record.status:
         raise ValueError("the last commit record is not valid")
     attributes = RunAttributes(**values, status=record.status, attention=record.attention)
-    tokens = TokenTable.of_columns(**{name: read_array(file, f"tokens/{name}") for name in TOKEN_DTYPES})
-    texts = [read_text(text) for text in read_array(file, "token_text/text")]
-    identifiers = read_array(file, "token_text/id").tolist()
-    attended = read_array(file, "attention/token") if "attention/token" in file else np.zeros(0, np.int64)
+    columns = {name: read_array(file, f"tokens/{name}", dtype) for name, dtype in TOKEN_DTYPES.items()}
+    tokens = TokenTable.of_columns(**columns)
+    texts, identifiers = read_texts(file, "token_text/text"), read_array(file, "token_text/id", "int32").tolist()
+    attended = read_array(file, "attention/token", "int64") if "attention/token" in file else np.zeros(0, np.int64)
     plan = RunPlan(
         attributes,
         tokens,
         dict(zip(identifiers, texts, strict=True)),
-        read_array(file, "progress/order"),
-        read_array(file, "sampled/token"),
+        read_array(file, "progress/order", "int32"),
+        read_array(file, "sampled/token", "int64"),
         attended,
         int(file["statistics/topk_odds"].shape[-1]),
         int(file["largest/dim"].shape[-1]),
         tuple(float(level) for level in file["statistics/exceedance"].attrs["levels"]),
-        fingerprints=read_array(file, "samples/fingerprint"),
-        part=read_array(file, "samples/part") if "samples/part" in file else None,
+        fingerprints=read_array(file, "samples/fingerprint", "uint64"),
+        part=read_array(file, "samples/part", "int32") if "samples/part" in file else None,
         peak_states=int(file["peaks/place"].shape[-1]) if "peaks/place" in file else 0,
     )
     if header_checksum(plan) != record.header_checksum:
@@ -296,20 +320,43 @@ def read_plan(file: h5py.File, record: CommitRecord) -> RunPlan:
         if file[name].shape != shape or file[name].dtype != np.dtype(dtype):
             raise ValueError(f"/{name} is {file[name].dtype} {file[name].shape}, not {dtype} {shape}")
     for name in row_layout(plan):
-        if file[f"checksums/{name}"].shape != (plan.num_samples,):
+        sums = file[f"checksums/{name}"]
+        if sums.shape != (plan.num_samples,) or sums.dtype != np.uint32:
             raise ValueError(f"/checksums/{name} is not one of each sample")
     check_plan(plan)
     check_record(record, plan)
     return plan
 
 
-def read_array(file: h5py.File, name: str) -> NDArray[Any]:
-    """A whole dataset; a shape that the file could not hold is refused before memory is asked for it."""
+def read_array(file: h5py.File, name: str, dtype: str) -> NDArray[Any]:
+    """A whole dataset of numbers; what the file could not hold is refused before memory is asked for it."""
     dataset = file[name]
+    if dataset.dtype != np.dtype(dtype):
+        raise ValueError(f"/{name} is {dataset.dtype}, not {dtype}")
     if dataset.nbytes > file.id.get_filesize():
         raise ValueError(f"/{name} is larger than its file")
     array: NDArray[Any] = dataset[()]
     return array
+
+
+def read_texts(file: h5py.File, name: str) -> list[str]:
+    """A whole dataset of texts; more of them than the file could hold are refused before memory is asked for them.
+
+    HDF5 keeps a text's length and where it is. A file may lead to one and the same text many times, so that what there
+    is to be read can be far longer than the file.
+    """
+    dataset = file[name]
+    if h5py.check_string_dtype(dataset.dtype) is None or dataset.ndim != 1:
+        raise ValueError(f"/{name} holds no texts")
+    if not len(dataset):
+        return []
+    offset = dataset.id.get_offset()
+    if offset is None or dataset.id.get_storage_size() != len(dataset) * TEXT_REFERENCE.itemsize:
+        raise ValueError(f"/{name} is packed in an unknown way")
+    references = np.fromfile(file.filename, TEXT_REFERENCE, len(dataset), offset=offset)
+    if references["length"].sum(dtype=np.int64) > file.id.get_filesize():
+        raise ValueError(f"/{name} is larger than its file")
+    return [read_text(text) for text in dataset[()]]
 
 
 def read_text(value: Any) -> str:

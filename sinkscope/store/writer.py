@@ -1,7 +1,6 @@
 """Writing a run file, so that it survives a kill at any moment."""
 
 import contextlib
-import errno
 import os
 import shutil
 from collections.abc import Iterable, Mapping
@@ -13,6 +12,7 @@ from typing import Any, Self
 import numpy as np
 
 from sinkscope.errors import DiskError, StoreError
+from sinkscope.store.disk import writing
 from sinkscope.store.integrity import CommitRecord, checksum, statistics_checksum
 from sinkscope.store.layout import (
     JSON_ATTRIBUTES,
@@ -28,10 +28,10 @@ from sinkscope.store.layout import (
     row_layout,
     statistics_layout,
 )
-from sinkscope.store.lock import WriterLock
+from sinkscope.store.lock import WriterLock, real_place
 from sinkscope.store.places import OpenPlaces
 from sinkscope.store.reader import RunReader
-from sinkscope.store.seal import check_seal, overwrite_attribute
+from sinkscope.store.soundness import check_attributes
 from sinkscope.store.structure import (
     create_file,
     damage_named,
@@ -53,11 +53,12 @@ class RunWriter:
     """Write access to a run file; a context manager. Made by `create` or `resume`.
 
     What is guaranteed: when the process dies, whenever and however, also inside a write or a flush, the file opens and
-    holds exactly the last committed state, and a resumed run ends with the same bytes in every dataset as an unbroken
-    one. It rests on three things. The file appears under its name only when its structure is whole, and the structure
-    never changes afterwards. Rows of uncommitted samples are overwritten by the run that resumes. Accumulators and
-    commit records have two slots each, of which a commit only touches the one that is not in force; a record carries
-    its own checksum, so a torn one does not count.
+    holds exactly the last committed state, and a resumed run ends with the same bytes as an unbroken one in every
+    dataset but those that tell how it was written: `/recovery`, `/progress/record` and `/progress/seal`. It rests on
+    three things. The file appears under its name only when its structure is whole, and the structure never changes
+    afterwards. Rows of uncommitted samples are overwritten by the run that resumes. Accumulators and commit records
+    have two slots each, of which a commit only touches the one that is not in force; a record carries its own checksum,
+    so a torn one does not count.
 
     Not guaranteed: that commits survive a power failure (only `complete` waits for the disk); damage from one is found
     by the checksums.
@@ -71,7 +72,6 @@ class RunWriter:
         lock.tell(record.samples_done)
         self._record = record
         self._written = record.samples_done
-        self._seal = check_seal(path)
         self._spans = {name: plan.spans(name) for name in row_layout(plan)}
 
     @classmethod
@@ -82,21 +82,22 @@ class RunWriter:
         ------
         StoreError
             If there is a file already, another writer is at work, the folder cannot be written, or the plan has more
-            tokens or samples than a run file can number.
+            tokens or samples, or larger numbers, than a run file can hold.
         DiskError
             If the disk is too full, or fails.
         """
         path = Path(path)
         _check_limits(path, plan)
         plan = normalised(plan)
-        lock, partial = WriterLock(path), path.with_name(f".{path.name}.partial")
+        place = real_place(path)
+        lock, partial = WriterLock(path), place.with_name(f".{place.name}.partial")
         try:
             if path.exists():
                 raise StoreError(f"{path} exists already; go on with --resume, or delete it or choose another --run")
             _check_space(path, plan)
-            with writing(path):
+            with writing(path, again="run again"):
                 create_file(partial, plan)
-                os.replace(partial, path)
+                os.replace(partial, place)
             return cls._open(path, lock, plan)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -111,8 +112,8 @@ class RunWriter:
         Raises
         ------
         StoreError
-            If there is no file, it is damaged, another writer is at work, or it belongs to another run; the message
-            then names the first difference with both values.
+            If there is no file, it is damaged, another writer is at work, it has several names, or it belongs to
+            another run; the message then names the first difference with both values.
         """
         path = Path(path)
         lock = WriterLock(path)
@@ -128,15 +129,22 @@ class RunWriter:
 
     @classmethod
     def _open(cls, path: Path, lock: WriterLock, plan: RunPlan) -> Self:
-        with open_file(path) as file, damage_named(path):
-            record = read_record(file)
-            # A complete file takes nothing more, and may be compressed.
-            names = mutable_datasets(plan) if record.status != STATUS_COMPLETE else ()
-            with writing(path):
-                places = OpenPlaces.open(path, file, names)
-            told = {name: read_text(file.attrs[name]) for name in REPEATED}
+        with damage_named(path), writing(path):
+            places = OpenPlaces(path)
+        try:
+            with open_file(path) as file, damage_named(path):
+                record = read_record(file)
+                # A complete file takes nothing more, and may be compressed.
+                places.find(file, mutable_datasets(plan) if record.status != STATUS_COMPLETE else ())
+                told = {name: read_text(file.attrs[name]) for name in REPEATED}
             writer = cls(path, places, lock, plan, record)
-        writer._repeat(told)  # A process that was killed right after a record may not have come to it.
+            writer._check_file()
+            if not writer.is_complete and places.names() > 1:  # The lock is that of one.
+                raise StoreError(f"{path} is a hard link, and the file has other names; copy it, and resume the copy")
+            writer._repeat(told)  # A process that was killed right after a record may not have come to it.
+        except BaseException:
+            places.close()
+            raise
         return writer
 
     @property
@@ -150,6 +158,7 @@ class RunWriter:
 
     def statistics(self) -> Statistics:
         """The committed accumulators, to go on from."""
+        self._check_file()
         with open_file(self.path) as file, damage_named(self.path):
             return read_statistics(file, self.plan, self._record)
 
@@ -200,6 +209,8 @@ class RunWriter:
 
         Raises
         ------
+        DiskError
+            If the disk is full or fails, or the file is no longer what its path leads to.
         ValueError
             If samples are missing.
         """
@@ -213,7 +224,8 @@ class RunWriter:
         for _ in range(2):  # Into both slots, so that damage to one later changes nothing.
             self._commit_record(replace(self._record, sequence=self._record.sequence + 1, status=STATUS_COMPLETE))
         with writing(self.path):
-            wait_for_disk(self.path)
+            self._places.wait()
+        self._check_file()
 
     def close(self) -> None:
         """Close the file and release the lock. Rows after the last commit do not count."""
@@ -231,7 +243,17 @@ class RunWriter:
     ) -> None:
         self.close()
 
+    def _check_file(self) -> None:
+        """Refuse to go on with a file that is no longer what its path leads to: others would read something else."""
+        with writing(self.path):
+            if not self._places.is_whole():
+                raise DiskError(
+                    f"cannot write {self.path}: it was replaced or cut meanwhile; put it back and go on with --resume, "
+                    "or start again with another --run"
+                )
+
     def _commit(self, statistics: Statistics, status: str, attention: str) -> None:
+        self._check_file()
         for name, (shape, dtype) in statistics_layout(self.plan).items():
             array = np.asarray(getattr(statistics, name))
             if array.shape != shape or array.dtype != np.dtype(dtype):
@@ -264,7 +286,7 @@ class RunWriter:
         with writing(self.path):
             for name, value in told.items():
                 if (now := getattr(self._record, name)) != value:
-                    overwrite_attribute(self.path, self._seal, name, now)
+                    self._places.put_attribute(name, now)
 
 
 def refuse_difference(path: Path, found: RunPlan, wanted: RunPlan) -> None:
@@ -301,12 +323,19 @@ def compared(found: RunPlan, wanted: RunPlan) -> Iterable[tuple[str, Any, Any]]:
             continue
         if name in JSON_ATTRIBUTES:
             for key in sorted({*before, *now}):
+                if (name, key) == ("calibration", "source"):  # The fingerprint says what the data are, from wherever.
+                    continue
                 # A key of somebody else's file may hold anything, and messages are one line.
                 yield f"{name}.{' '.join(key.split())[:80]}", before.get(key), now.get(key)
-        else:
+        elif name != "model_id" or _leads_to(before) != _leads_to(now):
             yield name, before, now
     for name in ("top_tokens", "largest", "levels", "peak_states"):
         yield name, getattr(found, name), getattr(wanted, name)
+
+
+def _leads_to(model_id: str) -> str:
+    """A model id in the one form that a folder or file has, however it was written: "model" and "./model/" are one."""
+    return os.path.realpath(model_id) if os.path.exists(model_id) else os.path.normpath(model_id)
 
 
 def _different_table(found: RunPlan, wanted: RunPlan) -> str | None:
@@ -340,44 +369,17 @@ def _check_limits(path: Path, plan: RunPlan) -> None:
                 f"{path} would hold {count:,} {what}, and a run file holds {limit:,} at most; spread the data over "
                 "several runs"
             )
+    try:
+        check_attributes(plan.attributes)
+    except ValueError as error:
+        raise StoreError(f"{path} cannot hold the settings of this run ({error}); give others") from error
 
 
 def _check_space(path: Path, plan: RunPlan) -> None:
     needed = file_bytes(plan)
-    free = shutil.disk_usage(path.parent).free
+    free = shutil.disk_usage(real_place(path).parent).free
     if needed > free:
         raise DiskError(
             f"{path} will take {needed / 2**20:.0f} MiB and the disk has {free / 2**20:.0f} MiB left; free space "
             "there, or choose another --run or fewer --tokens"
         )
-
-
-def wait_for_disk(path: Path) -> None:
-    """Wait until what was written to a file is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-class writing:
-    """Turns a failing disk inside the block into a `DiskError`."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if isinstance(error, (OSError, RuntimeError)):
-            reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
-            remedy = "free space there, then go on with --resume"
-            if getattr(error, "errno", None) in (errno.EROFS, errno.EACCES, errno.EPERM):
-                remedy = "make its folder writable, then go on with --resume"
-            elif isinstance(error, FileNotFoundError):
-                remedy = "it was taken away; start again with another --run"
-            raise DiskError(f"cannot write {self.path} ({reason}); {remedy}") from error

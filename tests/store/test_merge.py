@@ -182,7 +182,7 @@ def damaged(path: Path) -> None:
     [
         (unfinished, "unfinished (1 of 6 samples)"),
         (damaged, "damaged"),
-        (lambda path: path.write_bytes(b"something"), "no readable run file"),
+        (lambda path: path.write_bytes(b"something"), "is no run file"),
         (lambda path: None, "there is no run file"),
         (lambda path: write_run(path, 1, 5), "hold the same data (1 equal samples)"),
     ],

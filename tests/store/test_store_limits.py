@@ -58,6 +58,17 @@ def test_more_than_can_be_numbered_is_refused(tmp_path: Path, tokens: int, sampl
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "changes", [{"seed": 2**63}, {"settings": {"max_tokens": 2**70}}, {"settings": {"max_samples": 2**63}}]
+)
+def test_a_number_that_the_file_cannot_hold_is_refused_before_there_is_one(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    with pytest.raises(StoreError, match=r"cannot hold the settings of this run \((seed 9223|settings\.max_)"):
+        RunWriter.create(tmp_path / "run.h5", make_plan(**changes))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_bytes_of_a_file_of_terabytes_are_exact() -> None:
     plan = replace(plan_of(10**9, 10**6), attributes=replace(make_plan().attributes, num_layers=60, hidden_size=4096))
     rows = 10**9 * 61 * (3 * 8 + 4) + 10**6 * 61 * 2 * (4 + 2 * 4096)

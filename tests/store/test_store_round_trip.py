@@ -1,6 +1,8 @@
 """What is written is what is read, finished or not."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -112,6 +114,21 @@ def test_rows_that_do_not_fit_are_refused(tmp_path: Path) -> None:
             writer.commit(make_statistics(make_plan(width=8), 0))
 
 
+def test_a_file_does_not_tell_when_it_was_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    create, times = h5py.h5d.create, []
+
+    def noted(*arguments: Any, dcpl: Any, **options: Any) -> Any:
+        times.append(dcpl.get_obj_track_times())
+        return create(*arguments, dcpl=dcpl, **options)
+
+    monkeypatch.setattr(h5py.h5d, "create", noted)
+    for name in "ab":
+        write(tmp_path / name, 6, complete=True)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert len(times) > 80
+    assert not any(times)
+
+
 def test_every_row_dataset_has_a_checksum(tmp_path: Path) -> None:
     write(tmp_path / "run.h5", 6, complete=True)
     with h5py.File(tmp_path / "run.h5") as file:
@@ -126,6 +143,20 @@ def test_attention_can_be_given_up_later(tmp_path: Path) -> None:
     with RunReader(path) as reader:
         assert reader.attributes.attention.startswith("unavailable: the tap broke x")
         assert reader.attention is None
+
+
+def test_attention_of_no_token_is_an_empty_table(tmp_path: Path) -> None:
+    plan = replace(make_plan(), attention_tokens=np.zeros(0, np.int64))
+    with RunWriter.create(tmp_path / "run.h5", plan) as writer:
+        for sample in plan.order:
+            writer.write_sample(make_rows(plan, int(sample)))
+        writer.complete(make_statistics(plan, 6))
+    with RunReader(tmp_path / "run.h5") as reader:
+        reader.verify()
+        table = reader.attention
+        assert table is not None
+        assert [len(array) for array in vars(table).values()] == [0] * 5
+        assert table.drawn.shape == (0, 3)
 
 
 def test_create_refuses_an_existing_file_and_a_missing_folder(tmp_path: Path) -> None:

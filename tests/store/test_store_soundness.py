@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from store_runs import make_plan, make_rows, make_statistics
@@ -16,6 +17,7 @@ from sinkscope.store import tokens as store_tokens
 from sinkscope.store.layout import RunPlan, SampleRows
 from sinkscope.store.merge import merge
 from sinkscope.store.reader import RunReader
+from sinkscope.store.seal import apply_seal
 from sinkscope.store.soundness import check_plan, check_statistics
 from sinkscope.store.tokens import TOKEN_DTYPES, TokenTable
 from sinkscope.store.writer import RunWriter
@@ -140,6 +142,75 @@ def test_rows_that_cannot_be_are_refused(tmp_path: Path, name: str, value: float
         with pytest.raises(StoreError, match=reason):
             [reader.rows(sample) for sample in range(6)]
     assert "\n" not in str(caught.value)
+
+
+def forged(path: Path, change: Callable[[h5py.File], object], raw: Callable[[bytearray], object] = len) -> Path:
+    """A run file that was changed and sealed again."""
+    written(path, make_plan())
+    with h5py.File(path, "r+") as file:
+        change(file)
+        seal = file["progress/seal"].id.get_offset()
+    data = bytearray(path.read_bytes())
+    raw(data)
+    path.write_bytes(data)
+    apply_seal(path, [], seal, {})
+    return path
+
+
+def retyped(name: str, dtype: Any) -> Callable[[h5py.File], object]:
+    def change(file: h5py.File) -> None:
+        values = file[name][()].astype(dtype)
+        del file[name]
+        file[name] = values
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tokens/id",
+        "token_text/id",
+        "samples/fingerprint",
+        "progress/order",
+        "progress/record",
+        "sampled/token",
+        "attention/token",
+        "checksums/largest/dim",
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float64", "S20", ">i8"])
+def test_a_table_of_another_dtype_is_refused(tmp_path: Path, name: str, dtype: str) -> None:
+    path = forged(tmp_path / "run.h5", retyped(name, dtype))
+    with pytest.raises(StoreError, match=rf"/{name} is ") as caught:
+        RunReader(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_text_to_which_a_table_leads_many_times_is_refused_unread(tmp_path: Path) -> None:
+    text, count = b"Z" * 20_000, 1000
+    places = []
+
+    def change(file: h5py.File) -> None:
+        del file["token_text/id"], file["token_text/text"]
+        file["token_text/id"] = np.arange(count, dtype=np.int32)
+        dataset = file.create_dataset("token_text/text", (count,), h5py.string_dtype("utf-8"))
+        dataset[:1], dataset[1:] = text, b"q"
+        places.append(dataset.id.get_offset())
+
+    def repeat(data: bytearray) -> None:
+        start = places[0]
+        data[start : start + 16 * count] = data[start : start + 16] * count
+
+    path = forged(tmp_path / "run.h5", change, repeat)
+    with pytest.raises(StoreError, match="/token_text/text is larger than its file"):
+        RunReader(path)
+
+
+def test_an_attribute_that_is_a_list_of_texts_is_refused(tmp_path: Path) -> None:
+    path = forged(tmp_path / "run.h5", lambda file: file.attrs.update({"model_id": ["a", "b"]}))
+    with pytest.raises(StoreError, match="its attribute model_id is neither a number nor a text"):
+        RunReader(path)
 
 
 def test_attention_that_was_not_measured_is_sound(tmp_path: Path) -> None:
