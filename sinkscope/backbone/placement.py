@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from sinkscope.backbone.memory import free_memory
 from sinkscope.backbone.tensor_parallel import whole
-from sinkscope.errors import UnsupportedModelError
+from sinkscope.errors import InputError, UnsupportedModelError
 
 WHOLE_SHARE = 0.9
 """Part of the free memory that the weights may take; transformers leaves the same room for what a pass needs."""
@@ -61,6 +61,27 @@ def place(device_map: Any, weight_bytes: Callable[[], int]) -> dict[str, Any]:
         return {} if on_cpu else {"device_map": "auto"}
     share = dict.fromkeys(memory, WHOLE_SHARE) | {"cpu": RESIDENT_SHARE}
     return {"device_map": "auto", "max_memory": {device: int(share[device] * memory[device]) for device in memory}}
+
+
+def refuse_absent(device_map: Any) -> None:
+    """Refuse a device, such as "cuda" or "cuda:1", that this machine or this build of PyTorch does not have.
+
+    Raises
+    ------
+    InputError
+        Naming the devices that are there.
+    """
+    try:
+        device = torch.device(device_map) if isinstance(device_map, str) else device_map
+    except RuntimeError:  # No name of a device; transformers knows more, such as "auto".
+        return
+    if not isinstance(device, torch.device) or device.type in ("cpu", "meta"):
+        return
+    there = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    count = torch.accelerator.device_count() if there is not None else 0
+    if there is None or device.type != there.type or (device.index or 0) >= count:
+        present = ["cpu", *(f"{there.type}:{number}" for number in range(count) if there is not None)]
+        raise InputError(f"there is no device {device} here, only {', '.join(present)}; choose another --device")
 
 
 def to_offload(options: Mapping[str, Any]) -> bool:

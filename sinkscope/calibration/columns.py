@@ -50,13 +50,10 @@ def read_parquet(path: Path) -> Iterator[str]:
     try:
         check_readable(path)
         with parquet.ParquetFile(path) as file:
-            head = next(file.iter_batches(batch_size=HEAD_ROWS), None)
-            name = text_column([] if head is None else head.to_pylist())
+            name = _parquet_column(file)
             if name is None:
                 shown = ", ".join(file.schema_arrow.names) or "no columns"
-                raise InputError(
-                    f"the first rows of {path} hold no strings ({shown}); give a file with a column of texts"
-                )
+                raise InputError(f"the columns of {path} hold no strings ({shown}); give a file with a column of texts")
             for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=[name]):
                 for text in batch.column(0).to_pylist():
                     row += 1
@@ -71,3 +68,22 @@ def read_parquet(path: Path) -> Iterator[str]:
     except (pyarrow.ArrowException, OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"cannot read the texts {path} ({reason}); write the Parquet file again") from error
+
+
+def _parquet_column(file: Any) -> str | None:
+    """`text_column` by the types of the columns, and by the first rows with strings where several are left. Nothing is
+    read of the others, whose values Python may not be able to hold."""
+    names = [field.name for field in file.schema_arrow if _holds_strings(field.type)]
+    if "text" in names:
+        return "text"
+    heads = file.iter_batches(batch_size=HEAD_ROWS, columns=names) if names else ()
+    return next((name for head in heads if (name := text_column(head.to_pylist())) is not None), None)
+
+
+def _holds_strings(kind: Any) -> bool:
+    """Whether a type of Arrow is one of strings, also where every string is stored once."""
+    from pyarrow import types
+
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))

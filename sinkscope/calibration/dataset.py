@@ -99,13 +99,17 @@ def read_dataset(name: str, *, samples: int | None = None, tokens: int | None = 
         with _quiet(datasets):
             rows, origin = _open(datasets, name)
             pictures = _picture_column(datasets, rows)
+            strings = _string_columns(rows)
             if pictures is not None:
                 rows = rows.cast_column(pictures[0], pictures[1])
+            elif strings:
+                rows = rows.select_columns(strings)
             with contextlib.closing(iter(rows)) as stream:
                 head = list(itertools.islice(stream, HEAD_ROWS))
-                column = pictures[0] if pictures is not None else text_column(head)
+                named = "text" if "text" in strings else text_column(head)
+                column = named if pictures is None else pictures[0]
                 if column is None:
-                    shown = ", ".join(head[0]) if head else "no rows"
+                    shown = ", ".join(rows.features or (head[0] if head else ["no rows"]))
                     raise InputError(f"the dataset {name} holds neither texts nor pictures ({shown}); choose another")
                 block = min(SHUFFLED_ROWS, 8 * wanted) if wanted else SHUFFLED_ROWS
                 mixed = _mixed(itertools.chain(head, stream), block, seed)
@@ -141,7 +145,17 @@ def _open(datasets: Any, name: str) -> tuple[Any, str]:
     # Of the hub, the builder knows the commit that a branch stands for.
     base = str(builder.base_path).removeprefix("hf://datasets/")
     origin = path.name if path.exists() else (base if "@" in base else place).rstrip("/")
-    return splits[chosen], f"dataset {origin} ({builder.config.name}, {chosen})"
+    return splits[chosen], f"dataset {origin} ({builder.config.name}, {chosen}{_only(builder.config, path)})"
+
+
+def _only(config: Any, folder: Path) -> str:
+    """Which kinds of file are read, where a local folder has others too: `datasets` reads those of one kind."""
+    if not folder.is_dir():
+        return ""
+    read = {Path(file).suffix.lower() for files in (config.data_files or {}).values() for file in files}
+    visible = (file for file in folder.rglob("*") if not file.name.startswith("."))
+    others = {file.suffix.lower() for file in visible if file.suffix.lower() in BUILDERS} - read
+    return f", only its {', '.join(sorted(read))} files" if read and others else ""
 
 
 def _read_little(config: Any) -> None:
@@ -186,6 +200,12 @@ def _picture_column(datasets: Any, rows: Any) -> tuple[str, Any] | None:
         if isinstance(getattr(feature, "feature", None), datasets.Image):
             return name, datasets.List(plain)
     return None
+
+
+def _string_columns(rows: Any) -> list[str]:
+    """The columns of strings, as far as the types are known: others may hold what Python cannot."""
+    kinds = {name: getattr(feature, "dtype", None) for name, feature in (rows.features or {}).items()}
+    return [name for name, kind in kinds.items() if kind in ("string", "large_string")]
 
 
 def _mixed(rows: Iterator[Mapping[str, Any]], block: int, seed: int) -> Iterator[Mapping[str, Any]]:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
+from sinkscope.calibration.folders import files_in
 from sinkscope.calibration.lines import parse_objects, read_lines
 from sinkscope.calibration.samples import Sample, open_picture
 from sinkscope.errors import InputError
@@ -61,7 +62,7 @@ def read_images(path: str | os.PathLike[str]) -> list[Sample]:
     """
     path = Path(path)
     if path.is_dir():
-        found = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in SUFFIXES)
+        found = files_in(path, SUFFIXES)
         if not found:
             raise InputError(
                 f"the folder {path} holds no pictures ({', '.join(SUFFIXES)}); give one with pictures directly in it"

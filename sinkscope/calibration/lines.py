@@ -55,13 +55,20 @@ def parse_objects(path: Path, what: str = "") -> Iterator[tuple[int, dict[str, A
     Raises
     ------
     InputError
-        As `read_lines`, and at a line that is not valid JSON.
+        As `read_lines`, and at a line that is not valid JSON, or holds a lone surrogate.
     """
     for number, line in read_lines(path, what):
         if not line.strip():
             continue
         try:
             entry = json.loads(line)
+            # JSON can write half a character, such as "\\ud83d" of a text that was cut there. No tokenizer takes it.
+            json.dumps(entry, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"line {number} of {path} holds half a character (the surrogate {error.object[error.start]!a}); "
+                "write whole ones"
+            ) from error
         except (ValueError, RecursionError) as error:
             raise InputError(
                 f"line {number} of {path} is not valid JSON ({error}); write one object per line"

@@ -75,6 +75,14 @@ class Sample:
     def __post_init__(self) -> None:
         if (self.text is None) == (not self.images):
             raise InputError("a calibration sample needs either a text or pictures, and not both")
+        try:
+            for text in (self.text, self.prompt):
+                (text or "").encode()
+        except UnicodeEncodeError as error:
+            half = error.object[error.start]
+            raise InputError(
+                f"a calibration text holds half a character (the surrogate {half!a}); cut it out"
+            ) from error
 
     def open_images(self) -> list[Image.Image]:
         """The pictures, decoded, in RGB.

@@ -7,6 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from sinkscope.calibration.columns import read_parquet
+from sinkscope.calibration.folders import files_in
 from sinkscope.calibration.lines import parse_objects, read_lines
 from sinkscope.calibration.samples import Sample
 from sinkscope.errors import InputError
@@ -38,7 +39,8 @@ def read_texts(path: str | os.PathLike[str]) -> list[Sample]:
     path : path
         A ``.jsonl`` file with one object with a "text" field per line; a ``.parquet`` file, of which the column "text"
         is read, or else the column with the longest strings; any other file as plain text, cut at empty lines into
-        pieces of about 600 characters; or a folder of ``.txt``, ``.jsonl`` and ``.parquet`` files, taken by name.
+        pieces of about 600 characters; or a folder of ``.txt``, ``.jsonl`` and ``.parquet`` files, taken by name, but
+        for hidden ones.
 
     Returns
     -------
@@ -53,7 +55,7 @@ def read_texts(path: str | os.PathLike[str]) -> list[Sample]:
     """
     path = Path(path)
     if path.is_dir():
-        found = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in SUFFIXES)
+        found = files_in(path, SUFFIXES)
         if not found:
             raise InputError(
                 f"the folder {path} holds no .txt, .jsonl or .parquet files; give a folder or file with texts"

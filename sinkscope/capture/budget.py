@@ -1,6 +1,7 @@
 """A run file within so many bytes: it keeps fewer hidden states where those of the settings would not fit."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,8 +46,10 @@ def within_budget(plan: RunPlan, settings: CaptureSettings) -> RunPlan:
 def _keeping(plan: RunPlan, settings: CaptureSettings, budget: int, chosen: NDArray[np.int64]) -> RunPlan:
     """The plan with the chosen states, and settings that tell of them."""
     if budget < settings.sampled_tokens:
-        told = {"sampled_tokens": budget, "keep": "sample" if settings.keep == "all" else settings.keep}
+        told: dict[str, Any] = {"sampled_tokens": budget, "keep": "sample" if settings.keep == "all" else settings.keep}
     else:
         told = {"kept_states": budget}
+    # For those who go on with the run: without it, they would ask for more states.
+    told["max_store"] = settings.max_store
     attributes = replace(plan.attributes, settings={**plan.attributes.settings, **told})
     return replace(plan, sampled_tokens=chosen, attributes=attributes)

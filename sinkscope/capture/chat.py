@@ -1,6 +1,8 @@
 """Calibration samples in a model's chat template, the same on every day."""
 
-from typing import Any
+import re
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,15 @@ FIXED_DATE = (
     "{%- endmacro -%}"
 )
 
+PROBE = "sinkscope" * 32
+"""A text that every template keeps whole, but for those that drop texts or cut them short."""
+
+SHOWN_PART = re.compile(rf"""['"]text['"]: ['"]{PROBE}""")
+"""A list of parts as Python or JSON shows it: what templates write that want a text."""
+
+ContentForm: TypeAlias = Callable[[str], Any]
+"""From a text to the content of a message, as a template wants it."""
+
 
 def has_chat_template(loaded: LoadedModel) -> bool:
     """Whether the processor, or else the tokenizer, has a chat template."""
@@ -31,10 +42,33 @@ def fixed_template(helper: Any) -> str | None:
     return FIXED_DATE + template if isinstance(template, str) and "strftime_now" in template else None
 
 
-def chat_pieces(loaded: LoadedModel, text: str, max_length: int) -> list[NDArray[np.int32]]:
+def content_form(loaded: LoadedModel) -> ContentForm:
+    """How the template takes a text: as it is or, usual with processors, as a list of parts. Found by a probe, because
+    a template that wants the other form may write the prompt without the text and without a word.
+
+    Raises
+    ------
+    InputError
+        If the template fails, or writes the text in neither form.
+    """
+    failed = None
+    for form in (_part, str) if _helper(loaded) is loaded.processor else (str, _part):
+        try:
+            written = _render(loaded, form(PROBE))
+            if PROBE in written and not SHOWN_PART.search(written):
+                return form
+        except InputError as error:
+            failed = failed or error
+    raise failed or InputError(
+        f"the chat template of {loaded.model_id} does not write what the user says; leave --chat-template out"
+    )
+
+
+def chat_pieces(loaded: LoadedModel, text: str, max_length: int, form: ContentForm = str) -> list[NDArray[np.int32]]:
     """Token ids of a text as what a user says, each piece in a prompt of its own.
 
     A text whose prompt has more than `max_length` tokens is halved, between words where there are any, until all fit.
+    `form` is that of `content_form`.
 
     Returns
     -------
@@ -54,7 +88,7 @@ def chat_pieces(loaded: LoadedModel, text: str, max_length: int) -> list[NDArray
     pieces: list[NDArray[np.int32]] = []
     while waiting:
         part = waiting.pop(0)
-        ids = _prompt_ids(loaded, part)
+        ids = _prompt_ids(loaded, form(part))
         if len(ids) <= max_length:
             pieces.append(np.array(ids, np.int32))
         elif len(part) > 1:
@@ -69,7 +103,7 @@ def chat_pieces(loaded: LoadedModel, text: str, max_length: int) -> list[NDArray
 def chat_bos_policy(loaded: LoadedModel) -> dict[str, Any]:
     """How prompts begin, for the run's provenance: as the template says, all of them."""
     bos = loaded.tokenizer.bos_token_id
-    begins = bos is not None and _prompt_ids(loaded, "a")[:1] == [bos]
+    begins = bos is not None and _prompt_ids(loaded, content_form(loaded)("a"))[:1] == [bos]
     return {"token": loaded.tokenizer.bos_token, "default": begins, "other_every": None}
 
 
@@ -92,10 +126,14 @@ def _helper(loaded: LoadedModel) -> Any:
     return loaded.processor if getattr(loaded.processor, "chat_template", None) else loaded.tokenizer
 
 
-def _prompt_ids(loaded: LoadedModel, text: str) -> list[int]:
+def _part(text: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": text}]
+
+
+def _prompt_ids(loaded: LoadedModel, content: Any) -> list[int]:
     """Token ids of one user turn and the start of the answer, with the special tokens that transformers would add."""
     helper, tokenizer = _helper(loaded), loaded.tokenizer
-    prompt = _render(loaded, [{"type": "text", "text": text}] if helper is loaded.processor else text)
+    prompt = _render(loaded, content)
     # As transformers does it: a template of a tokenizer is whole, one of a processor where it writes BOS itself.
     bos = tokenizer.bos_token
     whole = helper is not loaded.processor or (bos is not None and prompt.startswith(bos))

@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from sinkscope.backbone.anatomy import text_config
 from sinkscope.backbone.loading import LoadedModel
 from sinkscope.backbone.visual import visual_mask
 from sinkscope.calibration import Sample, fingerprint
-from sinkscope.capture.chat import chat_pieces, fixed_template, has_chat_template, picture_text
+from sinkscope.calibration.samples import Picture
+from sinkscope.capture.chat import chat_pieces, content_form, fixed_template, has_chat_template, picture_text
 from sinkscope.errors import InputError
 from sinkscope.store.choices import content_fingerprint
 from sinkscope.store.layout import KIND_SPECIAL, KIND_TEXT, KIND_VISUAL
@@ -63,8 +65,8 @@ def encode_each(
     Raises
     ------
     InputError
-        If there is no tokenizer or, where it is asked for, no chat template, a picture is given to a model that takes
-        none, or nothing is left.
+        If there is no tokenizer or, where it is asked for, no chat template that writes texts, a picture is given to a
+        model that takes none, or nothing is left.
     """
     if loaded.tokenizer is None:
         raise InputError(
@@ -72,17 +74,18 @@ def encode_each(
         )
     if chat_template and not has_chat_template(loaded):
         raise InputError(f"{loaded.model_id} has no chat template; leave --chat-template out")
+    form = content_form(loaded) if chat_template else None
     max_length = min(max_length, position_limit(loaded))
     embeddings = getattr(loaded.model, "get_input_embeddings", lambda: None)()
     known, found = getattr(embeddings, "num_embeddings", None), False
     for sample in samples:
         if sample.text is None:
             source, pieces = sample, [image_inputs(loaded, sample, chat_template)["input_ids"][0].numpy()]
-        elif chat_template:
-            source, pieces = None, chat_pieces(loaded, sample.text, max_length)
+        elif form is not None:
+            source, pieces = None, chat_pieces(loaded, sample.text, max_length, form)
         else:
             source, pieces = None, encode_text(loaded.tokenizer, sample.text, max_length)
-        for ids in pieces:
+        for ids in (ids for ids in pieces if len(ids)):
             if known is not None and (largest := int(ids.max())) >= known:
                 raise InputError(
                     f"the tokenizer of {loaded.model_id} gives token id {largest}, but the model knows {known} tokens; "
@@ -182,12 +185,17 @@ def image_inputs(loaded: LoadedModel, sample: Sample, chat_template: bool | None
     Raises
     ------
     InputError
-        If the model takes no pictures, a picture cannot be read, or the processor refuses it.
+        If the model takes no pictures, a picture cannot be read, its prompt holds the token that stands for a picture,
+        or the processor refuses it.
     """
     processor = loaded.processor
     if processor is None:
         raise InputError(f"{loaded.model_id} takes no pictures; leave --images out")
     pictures, prompt = sample.open_images(), sample.prompt or "Describe the picture."
+    if (token := image_token(loaded)) and token in prompt:
+        raise InputError(
+            f"the prompt of {_named(sample.images[0])} holds {token}, which stands for a picture itself; take it out"
+        )
     try:
         if chat_template is not False and getattr(processor, "chat_template", None):
             content: list[dict[str, Any]] = [{"type": "image", "image": picture} for picture in pictures]
@@ -201,16 +209,20 @@ def image_inputs(loaded: LoadedModel, sample: Sample, chat_template: bool | None
                 return_tensors="pt",
             )
         else:
-            placeholders = (picture_text(loaded) or image_token(loaded)) * len(pictures)
+            placeholders = (picture_text(loaded) or token) * len(pictures)
             text = placeholders.removesuffix("\n") + "\n" + prompt
             features = processor(images=pictures, text=text, return_tensors="pt")
     except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"the processor of {loaded.model_id} refuses a picture of {pictures[0].size} pixels ({reason}); profile on "
-            "texts alone, or with other --images"
+            f"the processor of {loaded.model_id} refuses {_named(sample.images[0])} with its prompt ({reason}); "
+            "profile on texts alone, or with other --images"
         ) from error
     return dict(features)
+
+
+def _named(picture: Picture) -> str:
+    return f"a picture of {picture.size} pixels" if isinstance(picture, Image.Image) else f"the picture {picture}"
 
 
 def image_token(loaded: LoadedModel) -> str:

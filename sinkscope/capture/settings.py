@@ -16,13 +16,18 @@ KEEP = {
     "none": "none: statistics and every token's largest coordinates only, from which no profile can be made",
 }
 """Whose hidden states a run file keeps."""
+LARGEST_INTEGER = 2**63 - 1
+"""Of those that a run file can hold."""
 PEAK_STATES = 4
 """Tokens of a sample whose states are kept for their high peaks: its first token and a few delimiters."""
 
 
 @dataclass(frozen=True)
 class CaptureSettings:
-    """What a run measures. A run file is resumed with the same settings only, `commit_seconds` and `max_store` apart.
+    """What a run measures.
+
+    A run file is resumed with the same settings only, apart from `commit_seconds` and a `max_store` that leaves room
+    for all.
 
     Attributes
     ----------
@@ -75,11 +80,14 @@ class CaptureSettings:
     def __post_init__(self) -> None:
         if self.keep not in KEEP:
             raise InputError(f"keep is {self.keep!r}; it must be one of {', '.join(KEEP)}")
+        for name, value in asdict(self).items():
+            if isinstance(value, int) and value > LARGEST_INTEGER:
+                raise InputError(f"{name} is {value}; it must be at most {LARGEST_INTEGER}")
         for name in ("max_samples", "max_tokens", "batch_tokens", "top_tokens", "largest", "max_store"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} is {value}; it must be at least 1")
-        for name in ("sampled_tokens", "attention_texts", "attention_images", "commit_seconds"):
+        for name in ("seed", "sampled_tokens", "attention_texts", "attention_images", "commit_seconds"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} is {getattr(self, name)}; it must not be negative")
         if self.max_length < 8:

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from sinkscope.discovery.settings import DiscoverySettings
 from sinkscope.significance import Floats
+from sinkscope.store.layout import ATTENTION_MEASURED
 from sinkscope.store.reader import RunReader
 
 FEWEST_LATER_QUERIES = 8
@@ -67,8 +68,9 @@ def least_later_queries(run: RunReader, token: NDArray[np.int64], settings: Disc
 def read_link(run: RunReader, settings: DiscoverySettings) -> tuple[AttentionLink | None, str | None]:
     """The attention of a run, or None with the reason why there is none to go by."""
     table = run.attention
-    if table is None:
-        return None, run.attributes.attention
+    if table is None or not len(table.token):
+        said = run.attributes.attention
+        return None, said if said != ATTENTION_MEASURED else "there were no tokens to measure it on; give longer texts"
     judged = table.later_queries >= least_later_queries(run, table.token, settings)
     if judged.sum() < settings.least_judged:
         return None, (

@@ -97,16 +97,28 @@ def content_dimensions(found: Findings) -> list[RejectedDimension]:
     """Dimensions that are massive on few tokens which draw no attention."""
     listed = []
     for candidate in found.content:
-        assert found.link is not None
-        energy = found.peaks.scores[0].energy[:, candidate.dim]
-        layer = int(np.argmax(np.where(candidate.massive, energy, -np.inf)))
-        where = min(layer, found.num_layers - 1)
-        top = np.isin(found.link.token, found.peaks.token[layer, candidate.dim])
-        said = "none of them was measured"
-        if top.any() and found.link.measured(where):
-            said = f"these draw {found.link.drawn[top, where].mean():.3f} of the attention"
+        drawn = drawn_by_content(found, candidate)
+        said = "none of them was measured" if drawn is None else f"these draw {drawn:.3f} of the attention"
         listed.append(_rejected(candidate.dim, candidate.massive, f"large on few tokens, but {said}"))
     return listed[:LISTED]
+
+
+def drawn_by_content(found: Findings, candidate: Candidate) -> float | None:
+    """Mean attention that the tokens with the highest peaks draw, in the layer of most energy of those that were
+    measured; None where no such token was."""
+    assert found.link is not None
+    massive = np.flatnonzero(candidate.massive).tolist()
+    layers = [layer for layer in massive if found.link.measured(_entered(found, layer))]
+    if not layers:
+        return None
+    layer = max(layers, key=lambda layer: float(found.peaks.scores[0].energy[layer, candidate.dim]))
+    top = np.isin(found.link.token, found.peaks.token[layer, candidate.dim])
+    return float(found.link.drawn[top, _entered(found, layer)].mean()) if top.any() else None
+
+
+def _entered(found: Findings, layer: int) -> int:
+    """The layer that a hidden state enters: for the last one, the layer that it leaves."""
+    return min(layer, found.num_layers - 1)
 
 
 def outlier_dimensions(found: Findings) -> list[RejectedDimension]:

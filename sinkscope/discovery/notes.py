@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from sinkscope.discovery.description import drawn_by_content
 from sinkscope.discovery.find import Findings
 from sinkscope.profile.schema import SinkDimension
 from sinkscope.significance import runs
@@ -38,15 +39,18 @@ def verdict(found: Findings, entries: list[SinkDimension], power: Mapping[str, A
     first, last = min(entry.first_layer or 0 for entry in entries), max(entry.last_layer or 0 for entry in entries)
     subject = _subject([entry.dim for entry in entries], "holds", "hold")
     text = f"{subject} up to {share:.0%} of the energy of a few tokens, {linked}, in layers {first}-{last}"
-    return "sinks", text + ("; little calibration data, see the notes" if _little_data(found) else "")
+    return "sinks", text + ("; little calibration data, see the notes" if _short_of(found) else "")
 
 
 def _why_none(found: Findings, power: Mapping[str, Any]) -> str:
     massive = [candidate.dim for candidate in found.candidates + found.content]
     if massive and found.link is not None:
+        unknown = {candidate.dim for candidate in found.content if drawn_by_content(found, candidate) is None}
+        known = [dim for dim in massive if dim not in unknown]
+        said = "these draw no attention" if known else "the attention that these draw was not measured"
         return (
-            f"{_subject(massive, 'is', 'are')} massive on few tokens, but these draw no attention; no dimension is "
-            "massive on tokens that do"
+            f"{_subject(known or massive, 'is', 'are')} massive on few tokens, but {said}; no dimension is massive on "
+            f"tokens that {'do' if known else 'are known to draw any'}"
         )
     if massive:
         return f"{_subject(massive, 'is', 'are')} massive, but only after the last layer"
@@ -69,18 +73,15 @@ def notes(found: Findings, power: Mapping[str, Any]) -> list[str]:
 
 def _about_attention(found: Findings) -> list[str]:
     if found.unlinked:
-        return [f"attention: {found.unlinked}; the link to attention was not asked for"]
+        return [f"attention: {found.unlinked}; dimensions are judged without the link to it"]
     return []
 
 
 def _about_data(found: Findings) -> list[str]:
     tokens, attributes = found.run.tokens, found.run.attributes
     said = []
-    if _little_data(found):
-        said.append(
-            f"only {found.num_samples} samples with {len(tokens)} tokens: give at least "
-            f"{found.settings.minimum_samples} and {found.settings.minimum_tokens}"
-        )
+    if short := _short_of(found):
+        said.append("; ".join(f"only {count} {what}: give at least {least}" for count, what, least in short))
     if similarity(tokens) >= ALIKE:
         said.append(
             "the calibration texts are much alike: tokens that occur in other kinds of text only cannot have been "
@@ -137,9 +138,13 @@ def _about_phi(found: Findings) -> list[str]:
     return said
 
 
-def _little_data(found: Findings) -> bool:
-    settings = found.settings
-    return found.num_samples < settings.minimum_samples or len(found.run.tokens) < settings.minimum_tokens
+def _short_of(found: Findings) -> list[tuple[int, str, int]]:
+    """What there is too little of: how many, of what, and how many there should be."""
+    asked = (
+        (found.num_samples, "samples", found.settings.minimum_samples),
+        (len(found.run.tokens), "tokens", found.settings.minimum_tokens),
+    )
+    return [(count, what, least) for count, what, least in asked if count < least]
 
 
 def similarity(tokens: TokenTable) -> float:

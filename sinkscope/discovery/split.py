@@ -195,12 +195,16 @@ def gap_split(score: Floats, rarest: int = 1, largest_share: float = LARGEST_SHA
 
 
 def average_precision(score: Floats, label: NDArray[np.bool_]) -> float:
-    """Mean of the precision at every labelled token, going down the scores; NaN without labels."""
+    """Mean of the precision at every labelled token, going down the scores; NaN without labels.
+
+    Tokens of equal score are taken together, so that their order makes no difference.
+    """
     if not label.any():
         return float("nan")
     order = np.argsort(-score, kind="stable")
-    hit = label[order]
-    return float((np.cumsum(hit)[hit] / (np.flatnonzero(hit) + 1)).mean())
+    down, hit = -score[order], label[order]
+    reached = np.searchsorted(down, down[hit], side="right")
+    return float((np.cumsum(hit)[reached - 1] / reached).mean())
 
 
 def auroc(score: Floats, label: NDArray[np.bool_]) -> float:

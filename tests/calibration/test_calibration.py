@@ -7,6 +7,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pytest
@@ -117,6 +118,8 @@ def test_a_sample_is_either_text_or_pictures() -> None:
     for wrong in (Sample, lambda: Sample(text="a", images=(Image.new("RGB", (2, 2)),))):
         with pytest.raises(InputError, match="either a text or pictures"):
             wrong()
+    with pytest.raises(InputError, match="half a character"):
+        Sample(text="cut \ud83d")
 
 
 def test_plain_text_is_cut_at_empty_lines(tmp_path: Path) -> None:
@@ -138,6 +141,24 @@ def test_a_folder_is_read_by_name(tmp_path: Path) -> None:
     (tmp_path / "c.csv").write_text("not this")
     _table("d.parquet", text=["third", None, "fourth"], url=["https://a.example/long"] * 3)(tmp_path)
     assert [sample.text for sample in read_texts(tmp_path)] == ["first", "second", "third", "fourth"]
+
+
+def test_hidden_files_and_folders_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("words")
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    for suffix in (".txt", ".png"):
+        (tmp_path / f"._a{suffix}").write_bytes(b"\0\5\26\7")
+        (tmp_path / f"sub{suffix}").mkdir()
+    assert [sample.text for sample in read_texts(tmp_path)] == ["words"]
+    assert [sample.images for sample in read_images(tmp_path)] == [(tmp_path / "a.png",)]
+
+
+def test_only_the_column_of_texts_is_read_of_a_table(tmp_path: Path) -> None:
+    late = pyarrow.array([10**12] * 40, pyarrow.timestamp("s"))  # A year that Python cannot hold.
+    texts: list[object] = [None] * 30 + ["words"] * 10
+    for name in ("text", "content"):
+        path = _table(f"{name}.parquet", time=late, **{name: texts})(tmp_path)
+        assert [sample.text for sample in read_texts(path)] == ["words"] * 10
 
 
 def test_the_longest_strings_of_a_table_are_its_texts(tmp_path: Path) -> None:
@@ -162,7 +183,7 @@ def _write(name: str, content: bytes) -> Callable[[Path], Path]:
     return make
 
 
-def _table(name: str, **columns: list[object]) -> Callable[[Path], Path]:
+def _table(name: str, **columns: Any) -> Callable[[Path], Path]:
     def make(folder: Path) -> Path:
         parquet.write_table(pyarrow.table(columns), folder / name)
         return folder / name
@@ -183,6 +204,7 @@ def _table(name: str, **columns: list[object]) -> Callable[[Path], Path]:
     (_write("a.jsonl", b'["text"]'), 'line 1 of .* has no "text" field'),
     (_write("a.jsonl", b'{"text": 3}'), 'line 1 of .* has no "text" field'),
     (_write("a.jsonl", b"[" * 100000), "line 1 of .* is not valid JSON"),
+    (_write("a.jsonl", b'{"text": "a"}\n{"text": "cut \\ud83d"}'), r"line 2 of .* \(the surrogate '\\ud83d'\)"),
     (_write("a.jsonl", b""), "holds no text"),
     (_write("a.parquet", b"PAR1 and then nothing"), "cannot read the texts .*a.parquet"),
     (_table("a.parquet", number=[1, 2], flag=[True, False]), r"a.parquet hold no strings \(number, flag\)"),
@@ -216,6 +238,7 @@ def test_pictures_and_their_prompts(tmp_path: Path) -> None:
     ("prompts.jsonl", b"nonsense", "line 1 of .* is not valid JSON"),
     ("prompts.jsonl", b'{"image": "zz.png", "prompt": "?"}', "names zz.png, which is not in the folder"),
     ("prompts.jsonl", b"\xff", "not UTF-8"),
+    ("prompts.jsonl", b'{"image": "ok.png", "prompt": "\\udc00?"}', "line 1 of .* holds half a character"),
     ("metadata.jsonl", b'{"file_name": "ok.png", "text": 3}', 'line 1 of .* needs strings "file_name" and "text"'),
     ("metadata.jsonl", b'{"file_name": "cats/ok.png", "text": "?"}', "names cats/ok.png, which is not in the folder"),
     ("ok.txt", b"\xff", "not UTF-8"),

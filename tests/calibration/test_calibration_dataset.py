@@ -100,6 +100,19 @@ def test_splits_configs_and_files(corpus: Path, place: str) -> None:
     assert all((sample.text or "").startswith("test text") for sample in found.samples)
 
 
+def test_a_folder_of_several_kinds_says_which_is_read(tmp_path: Path) -> None:
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    table = pyarrow.table(
+        {"text": [None] * 20 + ["words"], "time": pyarrow.array([10**12] * 21, pyarrow.timestamp("s"))}
+    )
+    parquet.write_table(table, folder / "a.parquet")
+    (folder / "._a.txt").write_bytes(b"\0\5\26\7")
+    assert read_dataset(str(folder)).source == "dataset mixed (default, train), 1 rows of text"
+    (folder / "b.txt").write_text("other words")
+    assert read_dataset(str(folder)).source == "dataset mixed (default, train, only its .parquet files), 1 rows of text"
+
+
 def test_pictures_with_their_prompts(photos: Path, tmp_path: Path) -> None:
     found = read_dataset(str(photos), samples=4, seed=1)
     assert found.pictures

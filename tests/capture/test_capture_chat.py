@@ -35,7 +35,7 @@ class ChattyProcessor(TinyProcessor):
         options.pop("return_dict", None), options.pop("return_tensors", None)
         text = self.tokenizer.apply_chat_template(messages, tokenize=False, **options)
         pictures = [
-            part["image"] for message in messages for part in message["content"] if part["type"] == "image" and tokenize
+            part["image"] for message in messages for part in message["content"] if tokenize and part["type"] == "image"
         ]
         return self(images=pictures, text=text, return_tensors="pt") if tokenize else text
 
@@ -97,6 +97,31 @@ def test_a_template_that_fails_is_one_line(llama: LoadedModel) -> None:
     loaded = chatty(llama, "{{ raise_exception('Only\nsystem turns') }}")
     with pytest.raises(InputError, match=r"chat template of tiny-llama fails \(Only system turns\)"):
         encode(loaded, [Sample(text="a")], 64, True)
+
+
+PARTS = (
+    "{% for m in messages %}{% for part in m.content %}{{ part.text if part.type == 'text' }}{% endfor %}{% endfor %}"
+)
+
+
+def test_a_template_gets_texts_in_the_form_that_it_writes(llama: LoadedModel, llava: LoadedModel) -> None:
+    for template in (
+        PARTS,
+        "{{ messages[0]['content'][0]['text'] }}",
+        "{{ messages[0].content | trim | upper | lower }}",
+    ):
+        loaded = chatty(llama, template)
+        assert [text_of(loaded, piece.ids) for piece in encode(loaded, [Sample(text="hello")], 64, True)] == ["hello"]
+    loaded = replace(llava, processor=ChattyProcessor(llava.tokenizer))
+    for template in ("{{ messages[0].content if messages[0].content is string }}", "{{ messages[0].content }}"):
+        loaded.processor.chat_template = template
+        assert [text_of(loaded, piece.ids) for piece in encode(loaded, [Sample(text="hello")], 64, True)] == ["hello"]
+
+
+@pytest.mark.parametrize("template", ["You are here.", "{{ messages[0].content[:20] }}", "{{ messages[0].role }}"])
+def test_a_template_that_drops_texts_is_refused(llama: LoadedModel, template: str) -> None:
+    with pytest.raises(InputError, match="template of tiny-llama does not write what the user says; leave"):
+        encode(chatty(llama, template), [Sample(text="hello")], 64, True)
 
 
 def test_pictures_with_the_template_and_without(llava: LoadedModel) -> None:

@@ -1,5 +1,7 @@
 """Token ids, BOS, pieces, kinds, and model inputs."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from capture_models import IMAGE_TOKEN, PATCHES, make_llama, make_tokenizer
@@ -86,6 +88,13 @@ def test_inputs_of_a_picture(llava: LoadedModel) -> None:
     assert valid.shape == tuple(inputs["input_ids"].shape)
 
 
+def test_a_prompt_with_a_place_for_a_picture_is_named(llava: LoadedModel, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    sample = Sample(images=(tmp_path / "a.png",), prompt=f"{IMAGE_TOKEN} What is it?")
+    with pytest.raises(InputError, match=r"the prompt of the picture .*a\.png holds <image>, which stands for"):
+        encode(llava, [sample], 64)
+
+
 def test_what_cannot_be_encoded(llama: LoadedModel, llava: LoadedModel) -> None:
     with pytest.raises(InputError, match="tiny-llama takes no pictures"):
         encode(llama, [Sample(images=(Image.new("RGB", (8, 8)),))], 64)
@@ -122,7 +131,18 @@ def test_limits_on_samples_and_tokens(llama: LoadedModel) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"max_tokens": 0}, {"batch_tokens": -1}, {"max_length": 2}, {"levels": (0.0,)}, {"sampled_tokens": -1}]
+    "wrong",
+    [
+        {"max_tokens": 0},
+        {"batch_tokens": -1},
+        {"max_length": 2},
+        {"levels": (0.0,)},
+        {"sampled_tokens": -1},
+        {"seed": -1},
+        {"seed": 2**63},
+        {"max_samples": 2**70},
+        {"max_tokens": 2**63},
+    ],
 )
 def test_settings_are_checked(wrong: dict[str, object]) -> None:
     with pytest.raises(InputError, match=next(iter(wrong))):

@@ -19,6 +19,7 @@ from PIL import Image
 from sinkscope.backbone.loading import LoadedModel
 from sinkscope.calibration import Sample
 from sinkscope.capture.collector import Collector
+from sinkscope.capture.encode import encode
 from sinkscope.capture.runner import run
 from sinkscope.capture.settings import CaptureSettings
 from sinkscope.discovery import discover
@@ -157,6 +158,15 @@ def test_interrupted_run_can_be_resumed(llama: LoadedModel, whole: Path, tmp_pat
     content, seen = path.read_bytes(), []
     run(llama, SAMPLES, path, SETTINGS, resume=True, progress=lambda done, total: seen.append(done))
     assert (path.read_bytes(), seen) == (content, [])  # Complete: nothing is done again.
+
+
+def test_a_run_without_later_queries_says_so(llama: LoadedModel, tmp_path: Path) -> None:
+    alone = [Sample(text=letter) for letter in "abcdef" if len(encode(llama, [Sample(text=letter)], 64)[0]) == 1]
+    profile = discover(run(llama, alone, tmp_path / "run.h5", SETTINGS))
+    assert profile.evidence.attention is None
+    assert any(
+        "attention: there were no tokens to measure it on; give longer" in said for said in profile.evidence.notes
+    )
 
 
 def test_resume_refuses_another_run(llama: LoadedModel, whole: Path) -> None:
@@ -325,6 +335,7 @@ def test_a_run_file_stays_within_its_budget(llama: LoadedModel, tmp_path: Path) 
             )
             told = cut.attributes.settings
             assert (told["keep"], told["sampled_tokens"]) == ("sample", len(kept)) or "kept_states" in told
+            assert told["max_store"] == limit, "for those who go on with it"
         with pytest.raises(StoreError, match=r"settings\.(kept_states|sampled_tokens|keep) "):
             run(llama, SAMPLES, path, settings, resume=True)
         run(llama, SAMPLES, path, replace(settings, max_store=limit), resume=True)

@@ -177,7 +177,9 @@ def test_little_data_is_said(tmp_path):
     states = np.random.default_rng(0).normal(size=(4, 40, 32)).astype(np.float32)
     profile = discover(write_synthetic(tmp_path / "run.h5", states, np.repeat([0, 1], 20)))
     assert profile.verdict == "none"
-    assert any("2 samples" in note for note in profile.evidence.notes)
+    assert "only 2 samples: give at least 16; only 40 tokens: give at least 1000" in profile.evidence.notes
+    enough = discover(tmp_path / "run.h5", DiscoverySettings(minimum_tokens=40))
+    assert "only 2 samples: give at least 16" in enough.evidence.notes
 
 
 @pytest.mark.parametrize(

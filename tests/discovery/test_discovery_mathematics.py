@@ -120,3 +120,15 @@ def test_average_precision_on_a_known_ranking():
         (1 + 2 / 3) / 2
     )
     assert np.isnan(average_precision(np.ones(3), np.zeros(3, bool)))
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=1, max_size=20))
+def test_average_precision_takes_equal_scores_together(tokens):
+    """Its definition: precision at every threshold, times the recall that it adds. The order makes no difference."""
+    score, label = (np.array(column) for column in zip(*tokens, strict=True))
+    if not label.any():
+        return
+    steps = [(label[score == level].sum() / label.sum(), label[score >= level].mean()) for level in np.unique(score)]
+    expected = sum(recall * precision for recall, precision in steps)
+    for order in (slice(None), slice(None, None, -1), np.argsort(label)):
+        assert average_precision(score[order].astype(float), label[order]) == pytest.approx(expected)

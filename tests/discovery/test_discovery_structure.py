@@ -58,6 +58,24 @@ def test_hybrids_may_spike_before_softmax_attention_only(tmp_path, first_tokens,
     assert spans == ([(3, 3), (7, 7), (11, 11), (15, 15)] if between == "quiet" else [(3, 15)])
 
 
+@pytest.mark.parametrize(
+    ("softmax", "reason", "drawn"),
+    [
+        ((1, 4), "but these draw no attention; no", "these draw 0.00"),
+        ((0, 7), "but the attention that these draw was not measured; no", "none of them was measured"),
+    ],
+)
+def test_reason_and_dimension_say_the_same_of_a_hybrid(tmp_path, delimiters, softmax, reason, drawn):
+    states = residual_stream(26, WIDTH, LAYERS)
+    for layer in range(2, 6):
+        plant(states, [50], 300.0 / layer, delimiters, layer, layer)
+    attention = attention_of(np.zeros(SAMPLES * LENGTH, bool), LAYERS)
+    attention[:, ~np.isin(np.arange(LAYERS), softmax)] = np.nan
+    profile = discover(write(tmp_path / "run.h5", states, drawn=attention))
+    assert profile.reason.startswith(f"dimension 50 is massive on few tokens, {reason} dimension")
+    assert [(entry.dim, drawn in entry.reason) for entry in profile.content_dimensions] == [(50, True)]
+
+
 def test_text_visual_and_propagated_sinks_are_told_apart(tmp_path, first_tokens):
     """Sinks from the vision encoder hold their dimension when they enter layer 0 already."""
     states = residual_stream(23, WIDTH, LAYERS)
