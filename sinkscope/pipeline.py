@@ -177,12 +177,6 @@ def profile_model(
         raise InputError("several processes need a run file in a folder that all of them see; give it with run=")
     if compress is not None:
         filter_options(compress)
-    loaded = _as_loaded(model, tokenizer_or_processor)
-    if calibration is None:
-        calibration = gather(texts, images, dataset, samples=samples, tokens=tokens, seed=seed)
-    chosen, source = _chosen(loaded, calibration)
-    if chat_template is not None:
-        source += ", in the chat template" if chat_template else ", outside the chat template"
     capture = CaptureSettings(
         seed=seed,
         max_samples=samples,
@@ -192,11 +186,14 @@ def profile_model(
         max_store=max_store,
         attention=attention,
     )
+    loaded = _as_loaded(model, tokenizer_or_processor)
+    if calibration is None:
+        calibration = gather(texts, images, dataset, samples=samples, tokens=tokens, seed=seed)
     with tempfile.TemporaryDirectory(prefix="sinkscope-") as scratch:
         path = Path(scratch) / "run.h5" if run is None else Path(run)
-        capture_run(loaded, chosen, path, capture, resume=resume, progress=progress, source=source, ranks=ranks)
-        if compress is not None:
-            ranks.from_first(lambda: compress_run(path, compress))
+        chosen = measure_model(
+            loaded, calibration, path, capture, resume=resume, compress=compress, progress=progress, ranks=ranks
+        )
         found = ranks.from_first(lambda: discover(path, settings, name=name))
     team = team_of(loaded.model)
     profile = ranks.from_first(lambda: _with_weights(found, loaded.model), team)
@@ -211,6 +208,36 @@ def profile_model(
         lambda: causal_check(loaded, profile, chosen, settings=check, progress=causal_progress), team
     )
     return profile.model_copy(update={"evidence": profile.evidence.model_copy(update={"causal": result})})
+
+
+def measure_model(
+    loaded: LoadedModel,
+    calibration: Calibration,
+    run: str | os.PathLike[str],
+    settings: CaptureSettings,
+    *,
+    resume: bool = False,
+    compress: str | None = None,
+    progress: Progress | None = None,
+    ranks: Ranks | None = None,
+) -> list[Sample]:
+    """Measure a model into a run file, without looking for sinks in it.
+
+    The parameters and errors are those of `profile_model`.
+
+    Returns
+    -------
+    list of Sample
+        The calibration data that this model takes.
+    """
+    ranks = ranks or Ranks(Process())
+    chosen, source = _chosen(loaded, calibration)
+    if settings.chat_template is not None:
+        source += ", in the chat template" if settings.chat_template else ", outside the chat template"
+    capture_run(loaded, chosen, run, settings, resume=resume, progress=progress, source=source, ranks=ranks)
+    if compress is not None:
+        ranks.from_first(lambda: compress_run(run, compress))
+    return chosen
 
 
 def _with_weights(profile: Profile, model: nn.Module) -> Profile:

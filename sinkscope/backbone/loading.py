@@ -5,7 +5,8 @@ import copy
 import io
 import os
 import pickle
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from transformers.utils import logging as transformers_logging
 
 from sinkscope.backbone.anatomy import Anatomy, find_anatomy
-from sinkscope.backbone.placement import offloaded_bytes, offloading, place, settle, to_offload
+from sinkscope.backbone.placement import offloaded_bytes, offloading, place, refuse_absent, settle, to_offload
 from sinkscope.backbone.tensor_parallel import plan_options, refuse_split_heads
 from sinkscope.errors import InputError, SinkscopeError, UnsupportedModelError
 from sinkscope.processes import this_process
@@ -59,7 +60,7 @@ class LoadedModel:
     `revision` is the one that was asked for, or the commit that the hub gave without one; None for a folder or file.
     `processor` is None for text-only models, and for multimodal ones whose processor cannot be had here;
     `processor_error` then says why. Such a model can be profiled on texts. `note` is what a user should know about how
-    it was loaded, if anything.
+    it was loaded, if anything, one line each.
     """
 
     model: nn.Module = field(repr=False)
@@ -117,6 +118,7 @@ def load(
     options |= {"trust_remote_code": trust_remote_code}
     chosen_dtype = _dtype(dtype, options)
     in_parts = {} if tensor_parallel == 1 else plan_options(tensor_parallel, device_map, this_process())
+    refuse_absent(device_map)
     try:
         with quiet_transformers():
             config = AutoConfig.from_pretrained(source, **options)
@@ -134,17 +136,28 @@ def load(
             weights |= in_parts or place(
                 device_map, lambda: 0 if stay else _weight_bytes(auto, config, chosen_dtype, trust_remote_code)
             )
-            model, anatomy = _with_weights(auto, source, options | weights)
+            encodes = bool(getattr(config, "is_encoder_decoder", False))  # Some decoders unset it.
+            model, anatomy, notes = _with_weights(auto, source, options | weights)
             refuse_split_heads(model, anatomy, tensor_parallel)
     except SinkscopeError:
         raise
     except FAILURES as error:
         raise explain_failure(name, error) from error
-    note = None
+    if encodes:
+        notes.append("this is an encoder-decoder model: its decoder is used alone, without what the encoder would say")
     if left := offloaded_bytes(model):
-        note = f"{left / 2**20:,.1f} MiB of weights do not fit into memory; every pass brings them in anew (slow)"
+        notes.append(
+            f"{left / 2**20:,.1f} MiB of weights do not fit into memory; every pass brings them in anew (slow)"
+        )
     return LoadedModel(
-        model.eval(), tokenizer, processor, anatomy, name, revision or _newest_commit(source), processor_error, note
+        model.eval(),
+        tokenizer,
+        processor,
+        anatomy,
+        name,
+        revision or _newest_commit(source),
+        processor_error,
+        "\n".join(notes) or None,
     )
 
 
@@ -154,8 +167,8 @@ def _newest_commit(source: str) -> str | None:
     return Path(found).parent.name if isinstance(found, str) else None
 
 
-def _with_weights(auto: Any, source: str, options: dict[str, Any]) -> tuple[Any, Anatomy]:
-    """The model with its weights, and its anatomy."""
+def _with_weights(auto: Any, source: str, options: dict[str, Any]) -> tuple[Any, Anatomy, list[str]]:
+    """The model with its weights, its anatomy, and what a user should know about them."""
     if to_offload(options):
         with offloading() as folder:
             model, report = auto.from_pretrained(source, **options, offload_folder=folder, output_loading_info=True)
@@ -170,7 +183,19 @@ def _with_weights(auto: Any, source: str, options: dict[str, Any]) -> tuple[Any,
             f"{source} lacks weights of the decoder layers, {missing[0]} among {len(missing)}; the checkpoint is not "
             "complete, or its config belongs to another model"
         )
-    return model, anatomy
+    notes = []
+    if further := further_layers(report["unexpected_keys"], anatomy):
+        notes.append(
+            f"the checkpoint holds {further} decoder layers beyond the {anatomy.num_layers} of its config; they are "
+            "left out"
+        )
+    return model, anatomy, notes
+
+
+def further_layers(names: Iterable[str], anatomy: Anatomy) -> int:
+    """How many decoder layers weights of these names belong to that the model does not have."""
+    found = (re.match(rf"{re.escape(anatomy.layers_path)}\.(\d+)\.", name) for name in names)
+    return len({match[1] for match in found if match is not None and int(match[1]) >= anatomy.num_layers})
 
 
 def _weight_bytes(auto: Any, config: PreTrainedConfig, dtype: Any, trust_remote_code: bool) -> int:

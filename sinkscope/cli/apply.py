@@ -7,10 +7,10 @@ import click
 
 from sinkscope.cli.batch import answer_batch, prepare_batch, print_totals
 from sinkscope.cli.main import FAILED, Session
-from sinkscope.cli.options import Fraction, model_options
+from sinkscope.cli.options import Fraction, Integer, model_options
 from sinkscope.cli.output import ProgressBar, json_option, note, print_json, print_rich, quiet_libraries, quiet_stdout
-from sinkscope.cli.pictures import check_drawing, draw_attention
-from sinkscope.cli.places import check_writable
+from sinkscope.cli.pictures import check_drawing, draw_attention, edited_beside
+from sinkscope.cli.places import check_writable, refuse_same
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -60,7 +60,7 @@ Examples:
 @click.option("--resume", is_flag=True, help="Go on with the answers of a --batch that was stopped.")
 @click.option("--keep-going", is_flag=True, help="Skip lines of --batch that fail; the exit code is then 1.")
 @click.option("--raw", is_flag=True, help="PROMPT is the whole text for the model, image placeholders included.")
-@click.option("--max-new-tokens", metavar="N", type=click.IntRange(min=1), default=64, show_default=True)
+@click.option("--max-new-tokens", metavar="N", type=Integer(min=1), default=64, show_default=True)
 @model_options
 @json_option
 @click.pass_obj
@@ -95,6 +95,10 @@ def command(
     of a line, such as a label, goes into the line of its answer. All lines are checked before MODEL is loaded.
     """
     _check_usage(images, prompt, batch, out, attention, resume=resume, keep_going=keep_going)
+    read = [("--image", image) for image in images] + [("--batch", batch), ("MODEL", Path(model))]
+    read.append(("--profile", None if profile_name is None else Path(profile_name)))
+    drawn_beside = None if attention is None else edited_beside(attention)
+    refuse_same([("--out", out), ("--attention", attention), ("--attention", drawn_beside)], read)
 
     from sinkscope.answering import answer, check_answerable, choose_profile, read_picture
     from sinkscope.registry import check_backbone, load_profile

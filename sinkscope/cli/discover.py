@@ -6,8 +6,9 @@ from typing import Any
 
 import click
 
+from sinkscope.cli.options import ProfileName
 from sinkscope.cli.output import json_option, note, print_json, print_rich, quiet_stdout
-from sinkscope.cli.places import check_writable
+from sinkscope.cli.places import check_profile, refuse_same
 from sinkscope.discovery.settings import DiscoverySettings
 
 EXAMPLES = """\b
@@ -34,7 +35,9 @@ def threshold_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.command("discover", short_help="Find the sink dimensions in a run file again.", epilog=EXAMPLES)
 @click.argument("run", metavar="RUN.h5", type=click.Path(path_type=Path))
 @click.option("-o", "--output", metavar="PROFILE.json", type=click.Path(path_type=Path), help="Save the profile here.")
-@click.option("--name", metavar="NAME", help="Name of the profile; default: made from the model's id.")
+@click.option(
+    "--name", metavar="NAME", type=ProfileName(), help="Name of the profile; default: made from the model's id."
+)
 @json_option
 @threshold_options
 def command(run: Path, output: Path | None, name: str | None, as_json: bool, **thresholds: Any) -> None:
@@ -45,7 +48,8 @@ def command(run: Path, output: Path | None, name: str | None, as_json: bool, **t
     """
     settings = DiscoverySettings(**{key: value for key, value in thresholds.items() if value is not None})
     if output is not None:
-        check_writable(output, "-o")
+        refuse_same([("-o", output)], [("RUN.h5", run)])
+        check_profile(output, "-o")
 
     from sinkscope.discovery import discover
     from sinkscope.report import profile_summary

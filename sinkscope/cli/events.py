@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,6 +11,7 @@ from sinkscope.errors import InputError
 from sinkscope.processes import this_process
 
 EVENTS_VERSION = "1.0"
+BEGINNING = b'{"event": '
 
 
 class EventLog:
@@ -23,7 +25,7 @@ class EventLog:
     Raises
     ------
     InputError
-        If the file cannot be written.
+        If the file cannot be written, or holds something else than events.
     """
 
     def __init__(self, target: str) -> None:
@@ -32,6 +34,7 @@ class EventLog:
         self._unsent: Measure | None = None
         self._result: dict[str, Any] = {}
         if not self.on_stderr:
+            _refuse_foreign(target)
             try:
                 # Appending, and a line is one write, so that ranks that share the file do not mix theirs.
                 self._descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -82,3 +85,16 @@ class EventLog:
                 note(f"no more events are written: {error.strerror}")
                 os.close(self._descriptor)
                 self._descriptor = None
+
+
+def _refuse_foreign(target: str) -> None:
+    """Refuse a file that begins with something else than an event; what is no file, such as a pipe, holds nothing."""
+    try:
+        if not stat.S_ISREG(os.stat(target).st_mode):
+            return
+        with open(target, "rb") as file:
+            beginning = file.read(len(BEGINNING))
+    except OSError:  # Not there yet, or told by those who write it.
+        return
+    if beginning and beginning != BEGINNING:
+        raise InputError(f"{target} is there and holds no events; keep it and choose another: --events")

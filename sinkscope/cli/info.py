@@ -29,6 +29,11 @@ def command(run: Path, as_json: bool) -> None:
 
     For an unfinished one, also how fast it was written, as far as that is known, and the command that goes on with it.
     """
+    show_run(run, as_json)
+
+
+def show_run(run: Path, as_json: bool) -> None:
+    """Print what the run file holds, for a person or as JSON."""
     from sinkscope.store.reader import RunReader
 
     with RunReader(run) as reader:
@@ -43,7 +48,7 @@ def describe(reader: "RunReader") -> dict[str, Any]:
     """The contents of a run file in numbers, ready for JSON. Reads none of its row data, however many there are."""
     import numpy as np
 
-    from sinkscope.store.layout import KIND_NAMES
+    from sinkscope.store.layout import KIND_NAMES, STATUS_COMPLETE
 
     attributes, plan = reader.attributes, reader.plan
     done, total = reader.progress
@@ -80,8 +85,12 @@ def describe(reader: "RunReader") -> dict[str, Any]:
         "settings": dict(attributes.settings),
         "calibration": dict(attributes.calibration),
         "versions": dict(attributes.versions),
-        **(_unfinished(reader) if done < total else {"writer": None, "rate": None, "resume": None}),
+        **(_finished() if attributes.status == STATUS_COMPLETE else _unfinished(reader)),
     }
+
+
+def _finished() -> dict[str, Any]:
+    return {"writer": None, "rate": None, "resume": None}
 
 
 def _unfinished(reader: "RunReader") -> dict[str, Any]:
@@ -114,6 +123,7 @@ def _resume(reader: "RunReader") -> str:
         "--samples": settings.get("max_samples"),
         "--tokens": settings.get("max_tokens"),
         "--keep": None if settings.get("keep") == "sample" else settings.get("keep"),
+        "--max-store": settings.get("max_store"),
         "--seed": attributes.seed or None,
     }
     command = [*process.launcher(), "profile", attributes.model_id, "--run", str(path)]
@@ -132,7 +142,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     lines = [
         f"{facts['path']}  ({readable_bytes(facts['bytes'])}, schema {facts['schema_version']})",
         f"status         {_state(facts)}",
-        f"samples        {samples['done']:,} of {samples['total']:,}"
+        f"pieces         {samples['done']:,} of {samples['total']:,}"
         + (f", part {part['rank']} of a run of {part['ranks']} processes" if part else ""),
         f"tokens         {tokens['done']:,} of {tokens['total']:,}: {tokens['text']:,} text, {tokens['special']:,} "
         f"special, {tokens['visual']:,} visual",
@@ -155,13 +165,15 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         "versions       " + ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
     ]
     if facts["resume"] is not None:
-        lines += ["go on with     " + facts["resume"], "               and the same data, --dtype and --device"]
+        local = facts["model_id"].startswith(".") or facts["model_id"].endswith(".gguf")
+        where = ", where the run was begun" if local and not Path(facts["model_id"]).is_absolute() else ""
+        lines += ["go on with     " + facts["resume"], f"               and the same data, --dtype and --device{where}"]
     return lines
 
 
 def _state(facts: dict[str, Any]) -> str:
-    samples, writer = facts["samples"], facts["writer"]
-    if samples["done"] == samples["total"]:
+    writer = facts["writer"]
+    if writer is None and facts["resume"] is None:
         return str(facts["status"])
     if writer is None or writer["alive"] is False:
         return "interrupted" if writer is None else "interrupted: its process was killed"

@@ -11,18 +11,18 @@ import importlib
 import logging
 import os
 import shlex
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from sinkscope import __version__
-from sinkscope.cli.output import note, shortened, silence
+from sinkscope.cli.interrupts import Interrupts
+from sinkscope.cli.output import note, open_closed_streams, shortened, silence
 from sinkscope.errors import FULL_DISK, DiskError, SinkscopeError, is_out_of_memory
 from sinkscope.processes import first_to_fail, this_process
 
@@ -63,12 +63,15 @@ class Session:
         The run file at work, which an interrupted command leaves behind to be resumed.
     events : EventLog or None
         Told about the end of the command, whatever it is.
+    interrupts : Interrupts
+        Knows whether a signal has come.
     """
 
     arguments: tuple[str, ...] = ()
     debug: bool = False
     run: Path | None = None
     events: "EventLog | None" = None
+    interrupts: Interrupts = field(default_factory=Interrupts)
 
     def interrupted(self) -> str:
         """What to say when the user stops the command."""
@@ -146,9 +149,9 @@ def cli(ctx: click.Context, debug: bool) -> None:
         click.echo(ctx.get_help())
 
 
-def run(arguments: Sequence[str]) -> int:
+def run(arguments: Sequence[str], interrupts: Interrupts | None = None) -> int:
     """Run the command line `arguments` and return the exit code, whatever happens."""
-    session = Session(tuple(arguments))
+    session = Session(tuple(arguments), interrupts=interrupts or Interrupts())
     code = _run(session)
     if session.events is not None and code == 0:
         session.events.finished()
@@ -189,18 +192,19 @@ def _run(session: Session) -> int:
 
 def main() -> None:
     """Entry point of the console script."""
+    open_closed_streams()
     if not sys.stderr.isatty():
         # Bars of other libraries fill a log with hundreds of copies of themselves. Read when tqdm is first imported.
         os.environ.setdefault("TQDM_DISABLE", "1")
     # transformers imports torchao where it is installed, which then tells what this build of torch lacks for it.
     for name in ("torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    # Schedulers stop a command so, and torchrun where another process has failed: as with ctrl-C, it says how to go on.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    code = run(sys.argv[1:])
-    # Nothing is left to be stopped, and Python would tell of an interrupt now by a traceback.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    # Schedulers stop a command by SIGTERM, and torchrun where another process has failed: as with ctrl-C, it says how
+    # to go on.
+    interrupts = Interrupts()
+    interrupts.install()
+    code = run(sys.argv[1:], interrupts)
+    interrupts.ignore()
     if code == INTERRUPTED:
         # After an interrupt in an `exec`, with which classes are made, `python -m` would end by the signal instead.
         for stream in (sys.stdout, sys.stderr):
@@ -218,6 +222,9 @@ def _lacks_memory(error: Exception) -> bool:
 
 
 def _fail(session: Session, error: BaseException, message: str, code: int) -> int:
+    if session.interrupts.number is not None:
+        # Whatever an interrupt has become on its way, such as a RuntimeError of what it came upon.
+        message, code = session.interrupted(), INTERRUPTED
     if session.debug:
         traceback.print_exception(error)
     message = shortened(" ".join(message.split()))

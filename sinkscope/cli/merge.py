@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from sinkscope.cli.output import json_option, note, print_json, print_rich
-from sinkscope.cli.places import check_writable
+from sinkscope.cli.places import check_writable, refuse_same
 
 EXAMPLES = """\b
 Examples:
@@ -26,6 +26,7 @@ def command(runs: tuple[Path, ...], output: Path, as_json: bool) -> None:
     The result is what one run over all the data would have measured, up to the rounding of the forward pass. The files
     must agree in model, revision, dtype and settings, and no sample may be in two of them.
     """
+    refuse_same([("-o", output)], [("RUN.h5", run) for run in runs])
     check_writable(output, "-o")
 
     from sinkscope.cli.info import describe
@@ -38,5 +39,5 @@ def command(runs: tuple[Path, ...], output: Path, as_json: bool) -> None:
     if as_json:
         print_json(facts)
     else:
-        print_rich(f"{len(runs)} files merged: {facts['samples']['total']} samples, {facts['tokens']['total']} tokens")
+        print_rich(f"{len(runs)} files merged: {facts['samples']['total']} pieces, {facts['tokens']['total']} tokens")
     note(f"run file: {output}")

@@ -8,7 +8,34 @@ from typing import Any
 
 import click
 
+LARGEST_INTEGER = 2**63 - 1
+"""Of those that a run file can hold."""
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+class Integer(click.IntRange):
+    """An integer that a run file can hold, of at least `min`."""
+
+    def __init__(self, min: int) -> None:
+        super().__init__(min=min, max=LARGEST_INTEGER)
+
+
+class ProfileName(click.ParamType):
+    """A name that a profile can have."""
+
+    name = "name"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from sinkscope.profile import json_schema
+
+        longest = json_schema()["properties"]["name"]["maxLength"]
+        if len(value) > longest:
+            self.fail(f"it has {len(value)} characters; a profile's has {longest} at most.", param, ctx)
+        try:
+            value.encode()
+        except UnicodeEncodeError:  # Bytes of the command line that are no text.
+            self.fail("it is not UTF-8.", param, ctx)
+        return str(value)
 
 
 class Fraction(click.FloatRange):

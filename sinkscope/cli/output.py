@@ -91,6 +91,16 @@ def silence(stream: TextIO) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
+def open_closed_streams() -> None:
+    """Let outputs that were closed (``2>&-``), which Python has as None, lead nowhere.
+
+    Called before anything else is opened: a file of ours would get the number of the output, and what libraries print.
+    """
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8"))  # noqa: SIM115
+
+
 @contextlib.contextmanager
 def quiet_stdout() -> Iterator[None]:
     """Send what libraries print to stderr, so that stdout holds only what the command says."""

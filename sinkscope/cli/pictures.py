@@ -30,6 +30,11 @@ def draw_run(run: Path, profile: "Profile", folder: Path) -> list[Path]:
         return write_pictures(reader, profile, folder)
 
 
+def edited_beside(path: Path) -> Path:
+    """Where `draw_attention` draws the edited rows: ``NAME-edited`` beside the picture of all heads."""
+    return path.with_name(f"{path.stem}-edited{path.suffix}")
+
+
 def draw_attention(
     path: Path, loaded: "LoadedModel", profile: "Profile", answers: "Answers", picture: "Image", prompt: str
 ) -> list[Path]:
@@ -38,7 +43,7 @@ def draw_attention(
     Returns
     -------
     list of Path
-        `path`, over all heads; and beside it, where VAR edited anything, ``NAME-edited`` over the edited rows alone.
+        `path`, over all heads; and where VAR edited anything, `edited_beside` it, over the edited rows alone.
     """
     from sinkscope.answering import look
     from sinkscope.report import attention_on_picture
@@ -47,8 +52,7 @@ def draw_attention(
         seen = look(loaded, profile, answers)
         maps = [(path, seen.before, seen.after, f"all heads of {named_layers(seen.layers)}")]
         if seen.chosen_before is not None and seen.chosen_after is not None:
-            beside = path.with_name(f"{path.stem}-edited{path.suffix}")
-            maps.append((beside, seen.chosen_before, seen.chosen_after, "the rows that VAR edits"))
+            maps.append((edited_beside(path), seen.chosen_before, seen.chosen_after, "the rows that VAR edits"))
         return [
             attention_on_picture(
                 place,

@@ -1,14 +1,17 @@
 """``sinkscope profile``: from a model to its profile."""
 
 import contextlib
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from sinkscope import __version__
 from sinkscope.cli.events import EventLog
+from sinkscope.cli.info import show_run
 from sinkscope.cli.main import Session
-from sinkscope.cli.options import ByteSize, model_options
+from sinkscope.cli.options import ByteSize, Integer, ProfileName, model_options
 from sinkscope.cli.output import (
     ProgressBar,
     json_option,
@@ -19,10 +22,21 @@ from sinkscope.cli.output import (
     quiet_stdout,
 )
 from sinkscope.cli.pictures import check_drawing, draw_run
-from sinkscope.cli.places import bytes_on_disk, check_writable, make_folder, short_name
+from sinkscope.cli.places import (
+    bytes_on_disk,
+    check_present,
+    check_profile,
+    check_writable,
+    make_folder,
+    refuse_same,
+    short_name,
+)
 from sinkscope.errors import InputError, NonFiniteActivationError, UnsupportedModelError
 from sinkscope.processes import refuse_uneven_teams, share_devices, team_file, this_process
 from sinkscope.store.lock import last_writer
+
+if TYPE_CHECKING:
+    from sinkscope.profile import Profile
 
 EXAMPLES = """\b
 Examples:
@@ -68,8 +82,8 @@ Examples:
     metavar="ID[@REV][:CONFIG[:SPLIT]]",
     help="Texts or pictures of a dataset on the hub or a local one, streamed; 128 rows, or see --samples, --tokens.",
 )
-@click.option("--samples", metavar="N", type=click.IntRange(min=1), help="Use at most so many samples.")
-@click.option("--tokens", metavar="N", type=click.IntRange(min=1), help="Use at most so many tokens.")
+@click.option("--samples", metavar="N", type=Integer(min=1), help="Use at most so many samples.")
+@click.option("--tokens", metavar="N", type=Integer(min=1), help="Use at most so many tokens.")
 @click.option(
     "--chat-template/--no-chat-template",
     default=None,
@@ -97,10 +111,8 @@ Examples:
 )
 @click.option("--no-attention", is_flag=True, help="Do not measure attention; every massive dimension is then listed.")
 @click.option("--causal", is_flag=True, help="Check by exchange that the dimensions found draw the attention.")
-@click.option(
-    "--seed", metavar="N", type=click.IntRange(min=0), default=0, show_default=True, help="Of every random choice."
-)
-@click.option("--name", metavar="NAME", help="Name of the profile; default: made from MODEL.")
+@click.option("--seed", metavar="N", type=Integer(min=0), default=0, show_default=True, help="Of every random choice.")
+@click.option("--name", metavar="NAME", type=ProfileName(), help="Name of the profile; default: made from MODEL.")
 @click.option(
     "--events", metavar="FILE|-", help="Append progress, errors and the end as JSON lines to this file; -: to stderr."
 )
@@ -151,18 +163,37 @@ def command(
     hidden state entering every decoder layer into one run file, and finds the dimensions, layers and thresholds of its
     sinks. A model without sinks gets a profile that says so.
     """
-    if events is not None:
-        session.events = EventLog(events)
+    if keep == "none" and (causal or plots is not None):
+        raise click.UsageError("--keep none leaves no profile for --causal and --plots; leave them out")
     process = this_process()
-    refuse_uneven_teams(process, tensor_parallel)
     stem = short_name(model)
     output = output or Path(f"{stem}.profile.json")
     run = run or Path(f"{stem}.run.h5")
-    check_writable(output, "-o")
+    mine = team_file(run, process, tensor_parallel)
+    refuse_same(
+        [("-o", output), ("--run", run), ("--events", None if events in (None, "-") else Path(events))],
+        [
+            ("--texts", texts),
+            ("--images", images),
+            ("--dataset", Path(dataset) if dataset else None),
+            ("MODEL", Path(model)),
+        ],
+    )
+    if events is not None:
+        session.events = EventLog(events)
+        session.events.started(
+            sinkscope=__version__,
+            model=model,
+            run=str(run),
+            profile=None if keep == "none" else str(output),
+            resumed=os.path.exists(mine),
+        )
+    refuse_uneven_teams(process, tensor_parallel)
+    check_profile(output, "-o")
     check_writable(run, "--run")
     for option, path in (("--texts", texts), ("--images", images)):
-        if path is not None and not path.exists():
-            raise InputError(f"there is nothing at {path}; check {option}")
+        if path is not None:
+            check_present(path, option)
     if run.exists() and not resume:
         owner = last_writer(run)
         busy = f" and is being written (process {owner.process})" if owner is not None and owner.alive else ""
@@ -170,11 +201,7 @@ def command(
     if plots is not None:
         make_folder(plots, "--plots")
         check_drawing()
-    mine = session.run = team_file(run, process, tensor_parallel)
-    if session.events is not None:
-        session.events.started(
-            sinkscope=__version__, model=model, run=str(run), profile=str(output), resumed=mine.exists()
-        )
+    session.run = mine
 
     with quiet_stdout(), ProgressBar(session.events) as bar:
         from sinkscope.calibration import gather
@@ -185,7 +212,8 @@ def command(
 
     with quiet_stdout(), quiet_libraries(), ProgressBar(session.events) as bar, contextlib.ExitStack() as stack:
         from sinkscope.capture.ranks import joined
-        from sinkscope.pipeline import load, profile_model
+        from sinkscope.capture.settings import CaptureSettings
+        from sinkscope.pipeline import load, measure_model, profile_model
         from sinkscope.report import profile_summary
 
         if device in ("auto", "cuda") and tensor_parallel == 1:
@@ -203,30 +231,50 @@ def command(
         if loaded.note and process.is_first:
             note(loaded.note)
         made_here = not mine.exists()
+        measured = bar.stage(
+            "capture", "tokens", lambda: {"layers": loaded.anatomy.num_layers, "bytes": bytes_on_disk(mine)}
+        )
+        profile: Profile | None = None
         try:
-            profile = profile_model(
-                loaded,
-                calibration=calibration,
-                samples=samples,
-                tokens=tokens,
-                chat_template=chat_template,
-                run=run,
-                resume=resume,
-                keep=keep,
-                max_store=max_store,
-                compress=compress,
-                attention=not no_attention,
-                seed=seed,
-                name=name,
-                progress=bar.stage(
-                    "capture",
-                    "tokens",
-                    lambda: {"layers": loaded.anatomy.num_layers, "bytes": bytes_on_disk(mine)},
-                ),
-                causal=causal,
-                causal_progress=bar.stage("causal check", "edits"),
-                ranks=ranks,
-            )
+            if keep == "none":
+                measure_model(
+                    loaded,
+                    calibration,
+                    run,
+                    CaptureSettings(
+                        seed=seed,
+                        max_samples=samples,
+                        max_tokens=tokens,
+                        chat_template=chat_template,
+                        keep=keep,
+                        max_store=max_store,
+                        attention=not no_attention,
+                    ),
+                    resume=resume,
+                    compress=compress,
+                    progress=measured,
+                    ranks=ranks,
+                )
+            else:
+                profile = profile_model(
+                    loaded,
+                    calibration=calibration,
+                    samples=samples,
+                    tokens=tokens,
+                    chat_template=chat_template,
+                    run=run,
+                    resume=resume,
+                    keep=keep,
+                    max_store=max_store,
+                    compress=compress,
+                    attention=not no_attention,
+                    seed=seed,
+                    name=name,
+                    progress=measured,
+                    causal=causal,
+                    causal_progress=bar.stage("causal check", "edits"),
+                    ranks=ranks,
+                )
         except (NonFiniteActivationError, UnsupportedModelError):
             # A run that can never be finished is of no use to --resume.
             if made_here:
@@ -234,15 +282,20 @@ def command(
             raise
     if not process.is_first:
         return
-    profile.save(output)
+    if profile is not None:
+        profile.save(output)
     if session.events is not None:
         session.events.result(
-            verdict=profile.verdict,
-            dims=list(profile.dims),
+            verdict=None if profile is None else profile.verdict,
+            dims=[] if profile is None else list(profile.dims),
             run=str(run),
-            profile=str(output),
+            profile=None if profile is None else str(output),
             bytes=bytes_on_disk(run),
         )
+    if profile is None:
+        show_run(run, as_json)
+        note(f"run file: {run}\nprofile:  none can be made, because --keep none kept no hidden states")
+        return
     if as_json:
         print_json(profile.to_json())
     else:

@@ -3,15 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
-from rich.table import Table
 from rich.text import Text
 
+from sinkscope.report.rows import Rows
 from sinkscope.report.style import clean
 
 COLUMNS = ("band", "layer", "dims", "drawn", "exchanged", "next largest", "random", "zero", "typical", "loss")
 
 
-def causal_table(causal: Mapping[str, Any]) -> Table | None:
+def causal_table(causal: Mapping[str, Any]) -> Rows | None:
     """How much of the attention that sink tokens draw each edit takes, in percent.
 
     "next largest" and "random" show the control that takes most; "loss" is what the exchange costs in nats. None where
@@ -21,14 +21,7 @@ def causal_table(causal: Mapping[str, Any]) -> Table | None:
         rows = [_row(band, layer) for band in causal["bands"] for layer in band["layers"]]
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, StopIteration):
         return None
-    if not rows:
-        return None
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for title in COLUMNS:
-        table.add_column(title, justify="right")
-    for row in rows:
-        table.add_row(*row)
-    return table
+    return Rows(COLUMNS, rows) if rows else None
 
 
 def causal_sentences(causal: Mapping[str, Any]) -> list[str]:

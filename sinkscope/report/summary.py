@@ -10,6 +10,7 @@ from rich.text import Text
 
 from sinkscope.profile import Band, Profile, RejectedDimension, SinkDimension, Tau
 from sinkscope.report.causal import causal_sentences, causal_table
+from sinkscope.report.rows import Rows
 from sinkscope.report.style import clean, format_number, shorten
 
 VERDICT_STYLES = {"sinks": "bold green", "none": "bold cyan", "uncertain": "bold yellow"}
@@ -46,12 +47,14 @@ def profile_summary(profile: Profile) -> RenderableType:
     evidence = _attention_facts(profile.evidence.attention or {})
     if profile.provenance.kind == "measured" and profile.evidence.attention is None:
         evidence.append("attention was not measured: the link from dimension to attention was not asked for")
+    notes = profile.evidence.notes
     if profile.evidence.weights is not None:
         said = profile.evidence.weights.get("sentence") or profile.evidence.weights.get("unavailable")
         evidence.append(f"by the weights: {clean(str(said))}")
-    if evidence or profile.evidence.notes:
+        notes = [text for text in notes if text != f"weights: {said}"]  # Where they disagree, a note says so, too.
+    if evidence or notes:
         parts += [_section("Evidence and notes")]
-        parts += [_indented(_bullet(text)) for text in [*evidence, *profile.evidence.notes]]
+        parts += [_indented(_bullet(text)) for text in [*evidence, *notes]]
     if profile.evidence.causal is not None:
         table = causal_table(profile.evidence.causal)
         parts += [_section("Causal check"), *([] if table is None else [_indented(table)])]
@@ -90,7 +93,7 @@ def _bullet(text: str) -> Table:
     return table
 
 
-def _dimension_table(profile: Profile) -> Table:
+def _dimension_table(profile: Profile) -> Rows:
     columns: dict[str, Callable[[SinkDimension], str | None]] = {
         "dim": lambda entry: str(entry.dim),
         "layers": lambda entry: _layers(entry.first_layer, entry.last_layer),
@@ -103,28 +106,24 @@ def _dimension_table(profile: Profile) -> Table:
         "stability": lambda entry: _known(entry.stability, "{:.0%}"),
         "on": lambda entry: clean(", ".join(repr(text) if not text.isalnum() else text for text in entry.triggers)),
     }
-    table = _table()
     known = {
         title: [column(entry) or "" for entry in profile.sink_dimensions]
         for title, column in columns.items()
         if any(column(entry) for entry in profile.sink_dimensions)
     }
-    for title in known:
-        table.add_column(title, style="bold" if title == "dim" else "", justify="left" if title == "on" else "right")
-    for row in zip(*known.values(), strict=True):
-        table.add_row(*(Text(cell) for cell in row))
-    return table
+    cells = [[Text(cell) for cell in row] for row in zip(*known.values(), strict=True)]
+    for row in cells:
+        row[0].stylize("bold")
+    return Rows(list(known), cells, wrapping=["on"])
 
 
-def _band_table(bands: list[Band]) -> Table:
-    table = _table()
+def _band_table(bands: list[Band]) -> Rows:
     titles = ["layers", "dims"]
     phi = any(band.tau_phi is not None for band in bands)
     calibrated = any(band.tau_score is not None for band in bands)
     judged = any(band.quality != "unknown" for band in bands)
     titles += ["tau (phi)"] * phi + ["tau (score)"] * calibrated + ["populations"] * judged
-    for title in titles:
-        table.add_column(title, justify="left" if title == "populations" else "right")
+    rows = []
     for band in bands:
         cells = [Text(_layers(band.first_layer, band.last_layer) or ""), Text(", ".join(map(str, band.dims)))]
         if phi:
@@ -133,12 +132,8 @@ def _band_table(bands: list[Band]) -> Table:
             cells.append(Text(_threshold(band.tau_score, band.tau_score_interval)))
         if judged:
             cells.append(Text(band.quality, style=QUALITY_STYLES[band.quality]))
-        table.add_row(*cells)
-    return table
-
-
-def _table() -> Table:
-    return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+        rows.append(cells)
+    return Rows(titles, rows, left=["populations"])
 
 
 def _tau_line(tau: Tau) -> Text:
@@ -218,7 +213,9 @@ def _source(profile: Profile) -> Group:
     lines = [Text(first)]
     if provenance.source:
         lines.append(Text(clean(provenance.source)))
-    calibration = _facts(provenance.calibration or {})
+    # A run's samples are what texts were cut into, and pictures; those that were given are fewer.
+    told = {"pieces" if key == "samples" else key: value for key, value in (provenance.calibration or {}).items()}
+    calibration = _facts(told)
     if calibration:
         lines.append(Text(clean("calibration: " + ", ".join(calibration)), style="dim"))
     if profile.models:

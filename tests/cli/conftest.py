@@ -43,5 +43,5 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
     module = types.ModuleType("sinkscope.pipeline")
     module.load = module.resolve = load
-    module.profile_model = load
+    module.profile_model = module.measure_model = load
     monkeypatch.setitem(sys.modules, "sinkscope.pipeline", module)

@@ -57,6 +57,79 @@ def test_profile_refuses_before_loading(sinkscope, here, no_model, arguments, fr
 @pytest.mark.parametrize(
     ("arguments", "fragments"),
     [
+        (["-o", "same.h5", "--run", "same.h5"], ["-o and --run are one file, same.h5"]),
+        (["-o", "same.h5", "--run", "folder/../same.h5"], ["-o and --run"]),
+        (["-o", "t.txt", "--texts", "t.txt"], ["-o and --texts are one file, t.txt"]),
+        (["--run", "t.txt", "--texts", "t.txt", "--resume"], ["--run and --texts"]),
+        (["--events", "t.txt", "--texts", "t.txt"], ["--events and --texts"]),
+        (["--events", "link.txt", "--texts", "t.txt"], ["--events and --texts"]),
+        (["--events", "hard.txt", "--texts", "t.txt"], ["--events and --texts"]),
+        (["--events", "t.txt", "--images", "t.txt"], ["--events and --images"]),
+        (["--events", "t.txt", "--dataset", "t.txt"], ["--events and --dataset"]),
+        (["--events", "x.json", "-o", "x.json"], ["-o and --events"]),
+        (["--events", "x.h5", "--run", "x.h5"], ["--run and --events"]),
+        (["-o", "t.txt"], ["t.txt is there and is no profile", "-o"]),
+        (["-o", "other.json"], ["other.json is there and is no profile", "-o"]),
+        (["--events", "t.txt"], ["t.txt is there and holds no events", "--events"]),
+    ],
+)
+def test_no_file_is_destroyed(sinkscope, here, no_model, arguments, fragments):
+    (here / "folder").mkdir()
+    (here / "t.txt").write_text("a text")
+    (here / "link.txt").symlink_to("t.txt")
+    (here / "hard.txt").hardlink_to(here / "t.txt")
+    (here / "other.json").write_text('{"name": "somebody else\'s"}')
+    before = listing(here)
+    sinkscope("profile", "demo:llm", *arguments).refused(*fragments)
+    assert listing(here) == before
+
+
+def test_a_model_is_no_output(sinkscope, here, no_model):
+    (here / "model.gguf").write_bytes(b"GGUF")
+    sinkscope("profile", "model.gguf", "--events", "model.gguf").refused("--events and MODEL are one file")
+    assert (here / "model.gguf").read_bytes() == b"GGUF"
+
+
+def test_files_of_ones_own_may_be_written_again(here):
+    from sinkscope.cli.events import EventLog
+    from sinkscope.cli.places import check_profile
+
+    path = small_profile().save(here / "p.json")
+    check_profile(path, "-o")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": "9.0"}))
+    check_profile(path, "-o")
+    (here / "empty").touch()
+    check_profile(here / "empty", "-o")
+    for _ in range(2):
+        EventLog("empty").started()
+    assert len((here / "empty").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragments"),
+    [
+        (["profile", "demo:llm", "-o", "n" * 260], ["File name too long", "-o"]),
+        (["profile", "demo:llm", "--run", "n" * 260], ["File name too long", "--run"]),
+        (["profile", "demo:llm", "--run", "n" * 251], ["File name too long", "--run"]),
+        (["profile", "demo:llm", "--texts", "n" * 260], ["File name too long", "--texts"]),
+        (["profile", "demo:llm", "--name", "n" * 257], ["--name", "257 characters", "256"]),
+        (["profile", "demo:llm", "--name", "\udcff"], ["--name", "UTF-8"]),
+        (["discover", "run.h5", "--name", "n" * 257], ["--name", "257 characters", "256"]),
+        (["profile", "demo:llm", "--seed", 2**63], ["--seed", "range"]),
+        (["profile", "demo:llm", "--samples", 2**70], ["--samples", "range"]),
+        (["profile", "demo:llm", "--tokens", 2**63], ["--tokens", "range"]),
+        (["profile", "demo:llm", "--keep", "none", "--causal"], ["--keep none", "--causal"]),
+        (["profile", "demo:llm", "--keep", "none", "--plots", "p"], ["--keep none", "--plots"]),
+    ],
+)
+def test_what_no_run_could_use_is_refused_before_it(sinkscope, here, no_model, arguments, fragments):
+    sinkscope(*arguments).refused(*fragments)
+    assert not list(here.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragments"),
+    [
         ([], ["--image", "--help"]),
         (["--image", "picture.png"], ["--prompt"]),
         (["--image", "picture.png", "--prompt", " "], ["--prompt"]),
@@ -83,8 +156,11 @@ def test_profile_refuses_before_loading(sinkscope, here, no_model, arguments, fr
         (["--batch", "absent.jsonl", "--out", "out.jsonl"], ["absent.jsonl"]),
         (["--batch", "empty.jsonl", "--out", "out.jsonl"], ["empty.jsonl", "no question"]),
         (["--batch", "in.jsonl", "--out", "out.jsonl"], ["line 2 of in.jsonl", "not JSON"]),
-        (["--batch", "in.jsonl", "--out", "in.jsonl"], ["in.jsonl exists already", "--resume", "--out"]),
-        (["--batch", "in.jsonl", "--out", "in.jsonl", "--resume"], ["cannot tell what made in.jsonl", "--out"]),
+        (["--batch", "in.jsonl", "--out", "text.png"], ["text.png exists already", "--resume", "--out"]),
+        (["--batch", "in.jsonl", "--out", "text.png", "--resume"], ["cannot tell what made text.png", "--out"]),
+        (["--batch", "in.jsonl", "--out", "in.jsonl", "--resume"], ["--out and --batch are one file, in.jsonl"]),
+        (["--image", "picture.png", "--prompt", "What?", "--attention", "picture.png"], ["--attention and --image"]),
+        (["--image", "a-edited.png", "--prompt", "What?", "--attention", "a.png"], ["--attention and --image"]),
         (["--batch", "in.jsonl", "--out", "no/out.jsonl"], ["no/out.jsonl", "no folder", "--out"]),
     ],
 )
@@ -94,6 +170,7 @@ def test_apply_refuses_before_loading(sinkscope, here, picture, no_model, argume
     (here / "broken.json").write_text('{"name": ')
     (here / "in.jsonl").write_text('{"image": "picture.png", "prompt": "What?"}\n{"image": \n')
     (here / "empty.jsonl").write_text("\n")
+    (here / "a-edited.png").write_bytes(picture.read_bytes())
     before = listing(here)
     sinkscope("apply", "demo:lmm", *arguments).refused(*fragments)
     assert listing(here) == before
@@ -120,6 +197,11 @@ def test_unreadable_run_files(sinkscope, here, command, name, fragments):
 
 def test_discover_refuses_an_output_that_cannot_be_written(sinkscope, here):
     sinkscope("discover", "run.h5", "-o", "nowhere/p.json").refused("nowhere/p.json", "-o")
+    for name in ("run.h5", "text.txt"):
+        (here / name).write_bytes(b"precious")
+    sinkscope("discover", "run.h5", "-o", "run.h5").refused("-o and RUN.h5 are one file, run.h5")
+    sinkscope("discover", "run.h5", "-o", "text.txt").refused("text.txt is there and is no profile", "-o")
+    assert listing(here) == {str(here / name): b"precious" for name in ("run.h5", "text.txt")}
 
 
 def test_registry_lists_shows_and_checks(sinkscope, here):

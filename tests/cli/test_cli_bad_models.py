@@ -8,9 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from cli_models import byte_tokenizer, save_tiny_llama
 from PIL import Image
-from transformers import BertConfig, BertForMaskedLM, LlamaForCausalLM
+from transformers import BartConfig, BartForConditionalGeneration, BertConfig, BertForMaskedLM, LlamaForCausalLM
+
+from sinkscope.backbone.loading import load
+from sinkscope.backbone.placement import refuse_absent
+from sinkscope.errors import InputError
 
 WEIGHTS = "model.safetensors"
 QUANTISED = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False, "sym": True}
@@ -101,6 +106,46 @@ def test_unusable_models_are_refused(sinkscope, here, models, command, name):
     else:
         outcome.refused(name, *said)
     assert sorted(here.iterdir()) == before
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:99", "mps", "xpu"])
+def test_a_device_that_is_not_there_is_named(sinkscope, here, models, monkeypatch, device):
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    outcome = sinkscope("profile", models / "good", "--samples", 2, "--device", device)
+    outcome.refused(f"there is no device {device} here, only cpu; choose another --device")
+
+
+def test_devices_that_are_there(monkeypatch):
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
+    monkeypatch.setattr("torch.accelerator.current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr("torch.accelerator.device_count", lambda: 2)
+    for device in ("auto", "balanced", "cpu", "cuda", "cuda:1", torch.device("cuda:0"), 0, {"": "cpu"}, None):
+        refuse_absent(device)
+    for device in ("cuda:2", "mps", torch.device("xpu")):
+        with pytest.raises(InputError, match="only cpu, cuda:0, cuda:1; choose"):
+            refuse_absent(device)
+
+
+def test_what_is_left_of_a_checkpoint_is_told(sinkscope, here, models):
+    shutil.copytree(models / "good", here / "shallow")
+    configured(num_hidden_layers=1)(here / "shallow")
+    outcome = sinkscope("profile", "shallow", "--samples", 2, "--tokens", 100)
+    assert outcome.code == 0, outcome.err
+    assert "the checkpoint holds 2 decoder layers beyond the 1 of its config; they are left out" in outcome.err
+    config = BartConfig(
+        vocab_size=len(byte_tokenizer()),
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=2,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        decoder_ffn_dim=32,
+        encoder_ffn_dim=32,
+    )
+    BartForConditionalGeneration(config).save_pretrained(here / "bart")
+    byte_tokenizer().save_pretrained(here / "bart")
+    assert "its decoder is used alone" in str(load(here / "bart").note)
+    assert load(models / "good").note is None
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyError, AssertionError, ImportError])

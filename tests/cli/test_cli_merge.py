@@ -109,7 +109,7 @@ def test_files_merge_in_stages_and_in_any_order(sinkscope: Command, runs: Path, 
     for arguments in ((a, b, c, "-o", "at-once.h5"), (a, b, "-o", "ab.h5"), (here / "ab.h5", c, "-o", "staged.h5")):
         outcome = sinkscope("merge", *arguments)
         assert outcome.code == 0, outcome.err
-    assert "2 files merged: 66 samples" in outcome.out
+    assert "2 files merged: 66 pieces" in outcome.out
     assert_same_statistics(here / "at-once.h5", here / "staged.h5")
     at_once = found(sinkscope, here / "at-once.h5")
     assert found(sinkscope, here / "staged.h5") == at_once
@@ -153,7 +153,7 @@ def test_what_does_not_belong_together_is_refused_by_name(sinkscope: Command, ru
         "no-attention": ("attention",),
         "overlap": ("hold the same data (3 equal samples)",),
         "unfinished": ("no readable run file", "truncated"),
-        "text": ("no readable run file",),
+        "text": ("is no run file",),
         "synthetic": ("model_id 'synthetic'",),
         "absent": ("there is no run file at",),
     }
@@ -185,6 +185,8 @@ def test_wrong_use_changes_nothing(
     sinkscope("merge", *inputs, "-o", output).refused(*fragments)
     assert sorted(path.name for path in here.iterdir()) == ["folder", "there.h5"]
     assert (here / "there.h5").read_bytes() == b"precious"
+    if len(inputs) > 1:
+        sinkscope("merge", *inputs, "-o", inputs[1]).refused("-o and RUN.h5 are one file")
     assert [path.read_bytes() for path in inputs] == contents
     assert not list(runs.glob("*.lock"))
 

@@ -14,6 +14,7 @@ import pytest
 from sinkscope.cli import main
 from sinkscope.cli.main import Session
 from sinkscope.errors import DiskError
+from sinkscope.store.lock import WriterLock
 
 FULL = Path("/dev/full")
 
@@ -78,25 +79,49 @@ def test_a_run_file_that_is_being_written_is_told_with_its_process(sinkscope, he
     (here / "r.h5").touch()
     arguments = ("profile", "demo:llm", "--run", "r.h5")
     sinkscope(*arguments).refused("r.h5 exists already; go on with it: --resume")
-    owner = f"{os.getpid()} 1.0 0 {os.uname().nodename}"
-    (here / "r.h5.lock").write_text(owner)
-    sinkscope(*arguments).refused(f"r.h5 exists already and is being written (process {os.getpid()}); ")
+    with WriterLock(here / "r.h5") as lock:
+        lock.tell(0)
+        sinkscope(*arguments).refused(f"r.h5 exists already and is being written (process {os.getpid()}); ")
 
 
-def test_an_interrupt_ends_with_its_code_wherever_it_comes(tmp_path: Path) -> None:
-    code = """
-import sys, click, sinkscope.cli.demo
+INTERRUPTED = """
+import signal, sys, time, weakref, click, sinkscope.cli.demo
 from sinkscope.cli.main import main
+
+def arrive(*_):
+    signal.raise_signal(signal.SIGTERM)
+
+class Mine:
+    pass
+
+class Finalized:
+    __del__ = arrive
 
 @click.command()
 def command():
-    exec("raise KeyboardInterrupt")
+    {}
+    for _ in range(1000):
+        time.sleep(0.02)
 
 sinkscope.cli.demo.command = command
 sys.argv = ["sinkscope", "demo"]
 main()
 """
-    (tmp_path / "interrupted.py").write_text(code)
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "exec('raise KeyboardInterrupt')",
+        "arrive()",
+        "Finalized()",
+        "mine = Mine(); watched = weakref.ref(mine, arrive); del mine",
+        "mine = Mine(); mine.end = Finalized(); mine.itself = mine; del mine; __import__('gc').collect()",
+        "type('Made', (), {'part': type('Part', (), {'__set_name__': arrive})()})",  # Python 3.11 wraps what is raised.
+    ],
+)
+def test_an_interrupt_ends_with_its_code_wherever_it_comes(tmp_path: Path, where: str) -> None:
+    (tmp_path / "interrupted.py").write_text(INTERRUPTED.replace("{}", where, 1))
     words = [sys.executable, "-m", "interrupted"]
     environment = {**os.environ, "PYTHONPATH": str(Path(main.__file__).parents[2])}
     done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
@@ -104,9 +129,20 @@ main()
     assert done.returncode == 130
 
 
+@pytest.mark.parametrize(("closed", "shown"), [(">&-", ""), ("2>&-", "sinkscope"), ("<&- >&- 2>&-", "")])
+def test_outputs_may_be_closed(tmp_path: Path, closed: str, shown: str) -> None:
+    script = f'"$0" -m sinkscope --version {closed}'
+    done = subprocess.run(["sh", "-c", script, sys.executable], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(shown)
+    script = f'"$0" -m sinkscope info nowhere.h5 {closed}'
+    assert subprocess.run(["sh", "-c", script, sys.executable], capture_output=True, check=False).returncode == 2
+
+
 def test_no_interrupt_is_heard_after_the_end(monkeypatch) -> None:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     monkeypatch.setattr(sys, "argv", ["sinkscope", "--version"])
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     try:
         with pytest.raises(SystemExit) as ended:
             main.main()

@@ -141,6 +141,23 @@ def test_a_finished_run(sinkscope, here, tiny):
     assert "capture: " not in again.err
 
 
+@pytest.mark.parametrize("method", [None, "gzip"])
+def test_a_run_that_keeps_no_states_is_done_without_a_profile(sinkscope, here, tiny, method):
+    more = [] if method is None else ["--compress", method]
+    done = sinkscope(
+        "profile", tiny, "--samples", "4", "--keep", "none", "--run", "r.h5", "--events", "e.jsonl", "--json", *more
+    )
+    assert done.code == 0, done.err
+    assert "none can be made, because --keep none kept no hidden states" in done.err
+    assert json.loads(done.out)["status"] == "complete"
+    first, *_, last = read_events((here / "e.jsonl").read_text())
+    assert first["profile"] is None
+    assert (last["event"], last["verdict"], last["dims"], last["profile"]) == ("finished", None, [], None)
+    assert not list(here.glob("*.json"))
+    again = sinkscope("profile", tiny, "--samples", "4", "--keep", "none", "--run", "r.h5", "--resume", *more)
+    assert (again.code, "status         complete" in again.out) == (0, True)
+
+
 @pytest.mark.parametrize(("arguments", "fragment"), [
     (["--texts", "broken.jsonl"], "line 1 of broken.jsonl is not valid JSON"),
     (["--texts", "absent.txt"], "absent.txt"),
@@ -151,8 +168,8 @@ def test_bad_input_is_told_before_the_model_is_loaded(sinkscope, here, no_model,
     (here / "broken.jsonl").write_text('{"text": ')
     outcome = sinkscope("profile", "demo:llm", *arguments, "--events", "events.jsonl")
     outcome.refused(fragment)
-    last = read_events((here / "events.jsonl").read_text())[-1]
-    assert last["event"] == "error"
+    first, *_, last = read_events((here / "events.jsonl").read_text())
+    assert (first["event"], last["event"]) == ("started", "error")
     assert (last["kind"], last["exit_code"], last["resumable"]) == ("InputError", 2, False)
     assert outcome.err.splitlines()[-1] == f"sinkscope: error: {last['message']}"
 

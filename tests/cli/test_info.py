@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,32 @@ def test_an_interrupted_run_and_one_of_several_processes(sinkscope, here, monkey
     for nonsense in ("", "a b c d", "1 2", "\xff" * 40):
         WriterLock.place(path).write_text(nonsense)
         assert json.loads(sinkscope("info", path, "--json").out)["writer"] is None
+
+
+def test_a_run_that_was_killed_before_its_last_step(sinkscope, here):
+    process = start_writer(here / "r.h5", "create", 0.2)
+    while process.stdout.readline().strip() != str(SAMPLES):
+        pass
+    process.kill()
+    process.wait()
+    facts = json.loads(sinkscope("info", "r.h5", "--json").out)
+    assert (facts["status"], facts["samples"]) == ("running", {"done": SAMPLES, "total": SAMPLES})
+    assert facts["resume"].endswith(" --resume")
+    assert "status         interrupted: its process was killed\n" in sinkscope("info", "r.h5").out
+
+
+def test_the_way_on_has_all_that_it_takes(finished, monkeypatch):
+    from sinkscope.cli import info
+    from sinkscope.store.reader import RunReader
+
+    with RunReader(finished) as reader:
+        settings = {**reader.attributes.settings, "max_store": 7_000_000}
+        changed = replace(reader.attributes, model_id="./m.gguf", status="running", settings=settings)
+        monkeypatch.setattr(reader, "attributes", changed)
+        facts = info.describe(reader)
+    assert facts["resume"].startswith("sinkscope profile ./m.gguf --run ")
+    assert " --max-store 7000000 " in facts["resume"]
+    assert info._lines(facts)[-1].endswith("--device, where the run was begun")
 
 
 def test_no_row_data_are_read(sinkscope, finished, monkeypatch):

@@ -80,6 +80,29 @@ def test_every_packaged_profile(width: int) -> None:
             assert "None" not in text
 
 
+@pytest.mark.parametrize("width", [28, 40, 60, 80, 200])
+def test_no_word_of_the_tables_is_cut(profile: Profile, width: int) -> None:
+    data = profile.model_dump()
+    data["sink_dimensions"][0] |= {"typical_value": 102014.0, "contrast": 6.75, "attention_drawn": 0.43}
+    data["sink_dimensions"][0] |= {"p_value": 7e-09, "stability": 1.0, "triggers": ["first", "delimiter", "bos"]}
+    text = text_of(Profile.model_validate(data), width)
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= width
+    words = "typical value contrast attention stability first, delimiter, bos +102,014 populations separated 2–7 2–4"
+    assert set(words.split()) <= {word.strip(";") for word in text.split()}
+    assert ("stability 100%" in flat(text)) == (width < 100), "a paragraph where a table does not fit"
+
+
+def test_the_weights_are_told_once_and_pieces_are_called_so(profile: Profile) -> None:
+    data = profile.model_dump()
+    data["evidence"] |= {"weights": {"sentence": "17 is not named"}, "notes": ["weights: 17 is not named", "other"]}
+    data["provenance"]["calibration"] = {"samples": 14}
+    text = flat(text_of(Profile.model_validate(data)))
+    assert text.count("17 is not named") == 1
+    assert "other" in text
+    assert "pieces: 14" in text
+
+
 def test_text_cannot_steer_the_terminal_or_be_markup(profile: Profile) -> None:
     data = profile.model_dump()
     data["reason"] = "[red]not markup[/red] \x1b[31m\x07\u202e end"
