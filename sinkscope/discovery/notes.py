@@ -59,10 +59,14 @@ def _why_none(found: Findings, power: Mapping[str, Any]) -> str:
         return f"{spikes} in single layers only; none persists over consecutive layers"
     sinks = int(found.link.sink.sum()) if found.link is not None else 0
     also = "; some tokens draw much attention all the same, without massive activations" if sinks else ""
-    seen = f"; from {power['detectable_share']:.0%} of a token's energy on one would have been seen"
+    seen = ""
+    if _short_of(found):
+        seen = "; little calibration data, see the notes"
+    elif power["detectable_share"] < 1:
+        seen = f"; from {power['detectable_share']:.0%} of a token's energy on one would have been seen"
     return (
         "no dimension rises above the others further than chance allows at a false-discovery rate of "
-        f"{found.settings.false_discovery_rate:g}{seen if power['detectable_share'] < 1 else ''}{also}"
+        f"{found.settings.false_discovery_rate:g}{seen}{also}"
     )
 
 

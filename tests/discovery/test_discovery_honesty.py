@@ -57,6 +57,9 @@ def test_power_says_how_much_data_the_decision_needed(tmp_path, states):
     assert power["tokens_needed"] is None
     assert power["curve"] == []
     assert f"{power['detectable_share']:.0%}" in none.reason
+    few = discover(tmp_path / "none.h5", DiscoverySettings(minimum_samples=100)).reason
+    assert "little calibration data" in few
+    assert "would have been seen" not in few
 
 
 def test_what_would_have_been_seen_is_seen(tmp_path):

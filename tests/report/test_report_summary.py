@@ -61,6 +61,9 @@ def test_figures_of_attention_are_sentences(profile: Profile) -> None:
 def test_attention_not_measured_is_said(profile: Profile) -> None:
     assert "attention was not measured" in flat(text_of(profile))
     assert "attention was not measured" not in flat(text_of(load_profile("llama-2-7b")))
+    data = profile.model_dump(mode="json")
+    data["evidence"] = {"notes": ["attention: unavailable: no layer has any; judged without it"]}
+    assert "attention was not measured" not in flat(text_of(Profile.model_validate(data))), "the note says why"
 
 
 def test_no_sinks(profile: Profile) -> None:
