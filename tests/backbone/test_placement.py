@@ -178,7 +178,7 @@ def test_memory_left_by_control_groups(tmp_path, version, counted, free):
 @pytest.mark.parametrize(
     ("width", "layers", "options"),
     [
-        pytest.param(384, 16, {"tokens": 300, "attention": False}, id="100MB"),
+        pytest.param(512, 24, {"tokens": 300, "attention": False}, id="250MB"),
         pytest.param(1024, 36, {"tokens": 1500, "attention": True}, id="1500MB", marks=pytest.mark.slow),
     ],
 )

@@ -137,10 +137,10 @@ def test_seeds_repeat_and_leave_no_trace(ask):
     assert drawn(1) == first
     # A request without a seed after one with it is not repeated by it.
     after = []
-    for _ in range(2):
+    for _ in range(6):  # Two short answers may be the same by chance.
         drawn(1)
         after.append(drawn(None))
-    assert after[0] != after[1]
+    assert len(set(after)) > 1
 
 
 @pytest.mark.real_model
