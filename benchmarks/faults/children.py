@@ -101,6 +101,8 @@ class Child:
         name: str = "child",
     ) -> None:
         self._outputs = [folder.parent / f"{folder.name}.{name}.{stream}" for stream in ("out", "err")]
+        for path in self._outputs:  # A child may be killed before it opens them.
+            path.touch()
         self._began = time.monotonic()
         # A signal that comes before the command has begun waits for it.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
