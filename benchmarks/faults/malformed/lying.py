@@ -99,7 +99,7 @@ def _write(path: Path, plan: RunPlan, statistics: Statistics, rows: dict[str, An
         for name, (shape, _) in row_layout(plan).items():
             data = rows[name] if name in rows and rows[name].shape == shape else file[name][()]
             file[name][...] = data
-            for sample, (start, stop) in enumerate(plan.spans(name)):
+            for sample, (start, stop) in enumerate(plan.spans(name)[: plan.num_samples]):
                 if 0 <= start < stop:
                     file[f"checksums/{name}"][sample] = checksum([data[start:stop]])
         stored = {name: file[f"statistics/{name}"][()] for name in statistics.arrays()}
