@@ -141,7 +141,8 @@ class RunWriter:
             writer._check_file()
             if not writer.is_complete and places.names() > 1:  # The lock is that of one.
                 raise StoreError(f"{path} is a hard link, and the file has other names; copy it, and resume the copy")
-            writer._repeat(told)  # A process that was killed right after a record may not have come to it.
+            with damage_named(path):  # A forged seal may not say where the attributes are.
+                writer._repeat(told)  # A process that was killed right after a record may not have come to it.
         except BaseException:
             places.close()
             raise

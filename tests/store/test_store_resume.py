@@ -18,6 +18,7 @@ import pytest
 from store_runs import make_plan, make_rows, make_statistics
 
 from sinkscope.errors import StoreError
+from sinkscope.store import places
 from sinkscope.store.compression import compress
 from sinkscope.store.layout import ROW_DATASETS, STATISTICS_FIELDS, RunPlan
 from sinkscope.store.lock import WriterLock, last_writer
@@ -289,3 +290,13 @@ def test_a_kill_between_the_last_record_and_the_attribute_that_repeats_it(tmp_pa
         assert writer.is_complete
     with h5py.File(path) as file:
         assert file.attrs["status"].decode() == "complete"
+
+
+def test_a_seal_that_leaves_out_an_attribute_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, plan = tmp_path / "run.h5", make_plan()
+    write_all(path, plan)
+    with path.open("r+b") as file:
+        overwrite_attribute(file, check_seal(path), "status", "running")
+    monkeypatch.setattr(places, "read_seal", lambda file: replace(check_seal(path), attributes={}))
+    with pytest.raises(StoreError, match=r"damaged \(KeyError"):
+        RunWriter.resume(path, plan)
