@@ -62,8 +62,9 @@ def parse_objects(path: Path, what: str = "") -> Iterator[tuple[int, dict[str, A
             continue
         try:
             entry = json.loads(line)
-            # JSON can write half a character, such as "\\ud83d" of a text that was cut there. No tokenizer takes it.
-            json.dumps(entry, ensure_ascii=False).encode()
+            if "\\u" in line:
+                # Escapes can write half a character, such as that of a text that was cut there. No tokenizer takes it.
+                json.dumps(entry, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             raise InputError(
                 f"line {number} of {path} holds half a character (the surrogate {error.object[error.start]!a}); "

@@ -5,6 +5,7 @@ from typing import Any
 
 from sinkscope.errors import InputError
 from sinkscope.store.layout import DEFAULT_LARGEST, DEFAULT_LEVELS, DEFAULT_TOP_TOKENS
+from sinkscope.store.limits import LARGEST_INTEGER
 
 BATCH_TOKENS = 2048
 """Enough to keep a processor busy, and little to hold."""
@@ -16,8 +17,6 @@ KEEP = {
     "none": "none: statistics and every token's largest coordinates only, from which no profile can be made",
 }
 """Whose hidden states a run file keeps."""
-LARGEST_INTEGER = 2**63 - 1
-"""Of those that a run file can hold."""
 PEAK_STATES = 4
 """Tokens of a sample whose states are kept for their high peaks: its first token and a few delimiters."""
 

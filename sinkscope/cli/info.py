@@ -52,10 +52,9 @@ def describe(reader: "RunReader") -> dict[str, Any]:
 
     attributes, plan = reader.attributes, reader.plan
     done, total = reader.progress
-    computed = np.isin(np.arange(total), plan.order[:done])
 
-    def of_computed(rows: Any) -> int:
-        return int(computed[plan.tokens.sample_of(rows)].sum())
+    def committed(rows: Any) -> int:
+        return int(reader.committed[plan.tokens.sample_of(rows)].sum())
 
     kinds = np.bincount(reader.tokens.kind, minlength=len(KIND_NAMES)).tolist()
     return {
@@ -70,11 +69,8 @@ def describe(reader: "RunReader") -> dict[str, Any]:
             "total": len(plan.tokens),
             **dict(zip(KIND_NAMES, kinds, strict=True)),
         },
-        "hidden_states_sampled": of_computed(plan.sampled_tokens),
-        "attention": {
-            "status": attributes.attention,
-            "tokens": of_computed(plan.attention_tokens),
-        },
+        "hidden_states_sampled": committed(plan.sampled_tokens),
+        "attention": {"status": attributes.attention, "tokens": committed(plan.attention_tokens)},
         "model_id": attributes.model_id,
         "revision": attributes.revision,
         "backbone": dict(attributes.backbone),

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-LARGEST_INTEGER = 2**63 - 1
-"""Of those that a run file can hold."""
+from sinkscope.store.limits import LARGEST_INTEGER
+
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -234,46 +234,31 @@ def command(
         measured = bar.stage(
             "capture", "tokens", lambda: {"layers": loaded.anatomy.num_layers, "bytes": bytes_on_disk(mine)}
         )
+        settings: dict[str, Any] = {
+            "seed": seed,
+            "chat_template": chat_template,
+            "keep": keep,
+            "max_store": max_store,
+            "attention": not no_attention,
+        }
+        work: dict[str, Any] = {"resume": resume, "compress": compress, "progress": measured, "ranks": ranks}
         profile: Profile | None = None
         try:
             if keep == "none":
-                measure_model(
-                    loaded,
-                    calibration,
-                    run,
-                    CaptureSettings(
-                        seed=seed,
-                        max_samples=samples,
-                        max_tokens=tokens,
-                        chat_template=chat_template,
-                        keep=keep,
-                        max_store=max_store,
-                        attention=not no_attention,
-                    ),
-                    resume=resume,
-                    compress=compress,
-                    progress=measured,
-                    ranks=ranks,
-                )
+                capture = CaptureSettings(max_samples=samples, max_tokens=tokens, **settings)
+                measure_model(loaded, calibration, run, capture, **work)
             else:
                 profile = profile_model(
                     loaded,
                     calibration=calibration,
                     samples=samples,
                     tokens=tokens,
-                    chat_template=chat_template,
                     run=run,
-                    resume=resume,
-                    keep=keep,
-                    max_store=max_store,
-                    compress=compress,
-                    attention=not no_attention,
-                    seed=seed,
                     name=name,
-                    progress=measured,
                     causal=causal,
                     causal_progress=bar.stage("causal check", "edits"),
-                    ranks=ranks,
+                    **settings,
+                    **work,
                 )
         except (NonFiniteActivationError, UnsupportedModelError):
             # A run that can never be finished is of no use to --resume.

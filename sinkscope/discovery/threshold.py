@@ -107,18 +107,19 @@ def calibrate_band(
     layers = range(first, last + 1)
     scores = ByLayer(layers, lambda layer: magnitudes.joint(layer, dims) / scale[layer])
     label: dict[int, NDArray[np.bool_]] = {}
-    judged: Mapping[int, Floats] = {}
+    of_judged: dict[int, Floats] = {}
     if link is not None:
         for layer in filter(link.measured, layers):
             # What draws attention without massive activation is not for these dimensions to find.
             massive = [np.abs(magnitudes.judged_values(layer, dim)) >= massive_from[layer, dim] for dim in dims]
             label[layer] = link.sink[:, layer] & np.any(massive, axis=0)
-            judged = {**judged, layer: magnitudes.judged_joint(layer, dims) / scale[layer]}
-    of = sample
+            of_judged[layer] = magnitudes.judged_joint(layer, dims) / scale[layer]
+    of: NDArray[np.integer] = sample
+    judged: Mapping[int, Floats] = scores
     if link is not None and any(sinks.any() for sinks in label.values()):
-        of = sample[link.token]
+        of, judged = sample[link.token], of_judged
     else:
-        label, judged = {}, scores
+        label = {}
     pooled = _pooled(judged, label or None, of, weights, rarest)
     own: dict[int, Threshold] = {}
     for layer in layers:

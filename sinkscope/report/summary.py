@@ -46,8 +46,8 @@ def profile_summary(profile: Profile) -> RenderableType:
         parts += [_section("Looked at and not counted"), *map(_indented, rejected)]
     evidence = _attention_facts(profile.evidence.attention or {})
     notes = profile.evidence.notes
-    measured = profile.provenance.kind != "measured" or profile.evidence.attention is not None
-    if not measured and not any(text.startswith("attention: ") for text in notes):
+    unknown = profile.provenance.kind == "measured" and profile.evidence.attention is None
+    if unknown and not any(text.startswith("attention: ") for text in notes):
         evidence.append("attention was not measured: the link from dimension to attention was not asked for")
     if profile.evidence.weights is not None:
         said = profile.evidence.weights.get("sentence") or profile.evidence.weights.get("unavailable")

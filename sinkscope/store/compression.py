@@ -15,7 +15,7 @@ from sinkscope.errors import InputError, StoreError
 from sinkscope.store.creating import new_file
 from sinkscope.store.disk import wait_for_disk, writing
 from sinkscope.store.layout import STATUS_COMPLETE, row_layout
-from sinkscope.store.lock import WriterLock, real_place
+from sinkscope.store.lock import WriterLock, real_place, unfinished_place
 from sinkscope.store.reader import RunReader
 from sinkscope.store.seal import SEAL_BYTES, apply_seal
 from sinkscope.store.structure import allocate, mutable_datasets, open_file, require_plugin
@@ -51,8 +51,7 @@ def compress(path: str | os.PathLike[str], method: str) -> None:
     """
     path = Path(path)
     options = filter_options(method)
-    place = real_place(path)
-    partial = place.with_name(f".{place.name}.compressing")
+    partial = unfinished_place(path, "compressing")
     with WriterLock(path):
         with RunReader(path) as reader:
             if reader.attributes.status != STATUS_COMPLETE:
@@ -68,7 +67,7 @@ def compress(path: str | os.PathLike[str], method: str) -> None:
                 reader.verify()
             with writing(path):
                 wait_for_disk(partial)
-                os.replace(partial, place)
+                os.replace(partial, real_place(path))
         finally:
             partial.unlink(missing_ok=True)
 

@@ -62,6 +62,12 @@ def real_place(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
+def unfinished_place(path: Path, ending: str) -> Path:
+    """Where the file that `path` leads to is made before it takes its place: hidden, beside it."""
+    place = real_place(path)
+    return place.with_name(f".{place.name}.{ending}")
+
+
 def last_writer(path: Path) -> LastWriter | None:
     """Who writes the run file at `path`, or was killed while it did; None where the last one has closed it.
 

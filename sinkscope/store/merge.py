@@ -34,7 +34,7 @@ from sinkscope.store.layout import (
     SampleRows,
     Statistics,
 )
-from sinkscope.store.lock import WriterLock, real_place
+from sinkscope.store.lock import WriterLock, real_place, unfinished_place
 from sinkscope.store.reader import RunReader
 from sinkscope.store.tokens import TokenTable
 from sinkscope.store.writer import RunWriter, compared, shown
@@ -96,15 +96,14 @@ def merge(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) 
         _check(readers)
         parts = _place(readers)
         plan = _plan(parts)
-        place = real_place(out)
-        partial = place.with_name(f".{place.name}.merging")
+        partial = unfinished_place(out, "merging")
         partial.unlink(missing_ok=True)
         try:
             with RunWriter.create(partial, plan) as writer:
                 for rows in _rows(parts, plan):
                     writer.write_sample(rows)
                 writer.complete(_statistics(parts))
-            os.replace(partial, place)
+            os.replace(partial, real_place(out))
         except StoreError as error:
             if str(partial) not in str(error):
                 raise

@@ -50,6 +50,8 @@ class RunReader:
     statistics : Statistics
     attention : AttentionTable or None
         None where attention was not measured.
+    committed : bool [samples]
+        Which samples of the plan are committed.
 
     Raises
     ------
@@ -78,8 +80,8 @@ class RunReader:
         plan = self._plan
         done = np.zeros(plan.num_samples, bool)
         done[plan.order[: self._record.samples_done]] = True
-        self._done = done
-        self._committed = None if done.all() else np.repeat(done, plan.tokens.lengths)
+        self.committed: NDArray[np.bool_] = done
+        self._done_tokens = None if done.all() else np.repeat(done, plan.tokens.lengths)
         self._chosen = np.isin(plan.sampled_tokens, _seeded_choice(plan))
         self._checked: set[str] = set()
         self._by_sample: dict[str, tuple[h5py.Dataset, NDArray[np.uint32]]] = {}
@@ -150,7 +152,7 @@ class RunReader:
             return np.zeros(0, np.int64), np.zeros((0, self.attributes.hidden_size), np.float32)
         place = self._layer("peaks/place", layer)
         token = np.where(place < 0, -1, self._plan.spans("tokens")[:, :1] + place)
-        kept = (token >= 0) & self._done[:, None]
+        kept = (token >= 0) & self.committed[:, None]
         return self._taken(token[kept]), self._layer("peaks/states", layer)[kept].astype(np.float32)
 
     @property
@@ -221,11 +223,11 @@ class RunReader:
 
     def _taken(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Rows of the plan's tokens among those committed, or -1."""
-        return self._plan.tokens.taken(self._done, rows)
+        return self._plan.tokens.taken(self.committed, rows)
 
     def _of_tokens(self, name: str, layer: int) -> NDArray[Any]:
         rows = self._layer(name, layer)
-        return rows if self._committed is None else rows[self._committed]
+        return rows if self._done_tokens is None else rows[self._done_tokens]
 
     def _layer(self, name: str, layer: int) -> NDArray[Any]:
         self._check(name)
@@ -244,7 +246,7 @@ class RunReader:
             return
         with damage_named(self.path):
             dataset, stored = self._file[name], self._file[f"checksums/{name}"][()]
-            for sample in np.flatnonzero(self._done).tolist():
+            for sample in np.flatnonzero(self.committed).tolist():
                 start, stop = self._spans[name][sample]
                 if start < stop:
                     self._sound(name, sample, dataset[start:stop], stored)

@@ -22,6 +22,7 @@ from sinkscope.store.layout import (
     RunPlan,
     Statistics,
 )
+from sinkscope.store.limits import LARGEST_INTEGER
 from sinkscope.store.tokens import differences
 
 BLOSC2 = 32026
@@ -32,7 +33,7 @@ DEEPEST = 3
 UNPACKED, RATIO = 2**28, 1024
 """A dataset may take so many bytes, and so many more for each byte of its file."""
 
-Count = Annotated[int, Field(ge=0, lt=2**63)]
+Count = Annotated[int, Field(ge=0, le=LARGEST_INTEGER)]
 Ascii = Annotated[str, Field(pattern=r"^[ -~]*$")]
 
 
@@ -147,7 +148,7 @@ def check_attributes(attributes: RunAttributes) -> None:
     ):
         raise ValueError("its settings are not whole")
     _require(1 <= attributes.num_layers < 2**16 and 1 <= attributes.hidden_size < 2**24, "num_layers or hidden_size")
-    _require(-(2**63) <= attributes.seed < 2**63, f"seed {attributes.seed}")
+    _require(-LARGEST_INTEGER - 1 <= attributes.seed <= LARGEST_INTEGER, f"seed {attributes.seed}")
 
 
 def check_plan(plan: RunPlan) -> None:

@@ -15,10 +15,10 @@ IN_MEMORY = 2**16
 
 
 class Spool(np.lib.mixins.NDArrayOperatorsMixin):
-    """One dimension of numbers, of which slices are read when they are asked for.
+    """One dimension of numbers, of which stretches are read when they are asked for.
 
-    It stands where an array does: slices of it are arrays, and anything else is that of the whole array, which is then
-    in memory for the time. To be used by one thread at a time.
+    It stands where an array does: stretches of it are arrays, and anything else is that of the whole array, which is
+    then in memory for the time. To be used by one thread at a time.
 
     Parameters
     ----------
@@ -54,13 +54,11 @@ class Spool(np.lib.mixins.NDArrayOperatorsMixin):
         return self.shape[0]
 
     def __getitem__(self, key: Any) -> Any:
-        if not isinstance(key, slice):
+        if not isinstance(key, slice) or key.step not in (None, 1):
             return np.asarray(self)[key]
-        start, stop, step = key.indices(len(self))
-        count = max(0, stop - start) if step > 0 else len(self)
-        self._file.seek((start if step > 0 else 0) * self.dtype.itemsize)
-        found = np.frombuffer(self._file.read(count * self.dtype.itemsize), self.dtype)
-        return found[::step] if step > 0 else found[key]
+        start, stop, _ = key.indices(len(self))
+        self._file.seek(start * self.dtype.itemsize)
+        return np.frombuffer(self._file.read(max(0, stop - start) * self.dtype.itemsize), self.dtype)
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         whole: NDArray[Any] = self[:].astype(dtype or self.dtype, copy=False)

@@ -28,7 +28,7 @@ from sinkscope.store.layout import (
     row_layout,
     statistics_layout,
 )
-from sinkscope.store.lock import WriterLock, real_place
+from sinkscope.store.lock import WriterLock, real_place, unfinished_place
 from sinkscope.store.places import OpenPlaces
 from sinkscope.store.reader import RunReader
 from sinkscope.store.soundness import check_attributes
@@ -89,15 +89,14 @@ class RunWriter:
         path = Path(path)
         _check_limits(path, plan)
         plan = normalised(plan)
-        place = real_place(path)
-        lock, partial = WriterLock(path), place.with_name(f".{place.name}.partial")
+        lock, partial = WriterLock(path), unfinished_place(path, "partial")
         try:
             if path.exists():
                 raise StoreError(f"{path} exists already; go on with --resume, or delete it or choose another --run")
             _check_space(path, plan)
             with writing(path, again="run again"):
                 create_file(partial, plan)
-                os.replace(partial, place)
+                os.replace(partial, real_place(path))
             return cls._open(path, lock, plan)
         except BaseException:
             with contextlib.suppress(OSError):
